@@ -1,0 +1,102 @@
+"""Every exception the library raises on purpose.
+
+    RouterError
+    |-- InputError              a prompt, message list, tier, quality or score that cannot be used (also a ValueError)
+    |-- ConfigError             router.toml, the catalog or the environment is wrong (also a ValueError)
+    |   `-- MissingKeyError     no API key; names the environment variable to set
+    |-- ArtefactError           the classifier's files are missing, damaged or of another format
+    |-- LedgerError             the ledger cannot be opened, or does not know the request
+    |-- ProviderError           one call to one provider failed
+    |   |-- RequestRejected     the provider refuses the request itself; another provider would too
+    |   `-- ProviderUnavailable anything else: another offer may answer
+    `-- RequestFailed           every attempt failed, or time ran out; carries the attempts
+
+Messages carry no prompt, no answer and no key: they end up in logs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from router_ml.types import Attempt
+
+
+class RouterError(Exception):
+    """Base of all of ours."""
+
+
+class InputError(RouterError, ValueError):
+    """The caller's prompt, tier, quality or score cannot be used."""
+
+
+class ConfigError(RouterError, ValueError):
+    """Configuration is wrong; the message names the file, the key and the value."""
+
+
+class MissingKeyError(ConfigError):
+    """No API key is set for any provider that could answer."""
+
+
+class ArtefactError(RouterError):
+    """The classifier's artefact is missing, damaged or of another format."""
+
+
+class LedgerError(RouterError):
+    """The ledger cannot be opened, or does not know the request."""
+
+
+class ProviderError(RouterError):
+    """One call to one provider failed.
+
+    ``status`` is the HTTP status, None where no answer came. ``detail`` is the provider's own message with the key
+    removed; it can repeat the prompt, so it is not part of ``str(error)``. ``retry_after_s`` is what the provider
+    asked for. ``billed`` is False where the work cannot have been done, None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        detail: str = "",
+        retry_after_s: float | None = None,
+        billed: bool | None = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.billed = billed
+
+
+class RequestRejected(ProviderError):  # noqa: N818 - reads as what happened
+    """400, 413 or 422: the request itself is refused, so no other offer is tried."""
+
+
+class ProviderUnavailable(ProviderError):  # noqa: N818
+    """The provider failed; ``retryable`` says whether the same offer is worth a second try."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = True,
+        status: int | None = None,
+        detail: str = "",
+        retry_after_s: float | None = None,
+        billed: bool | None = False,
+    ) -> None:
+        super().__init__(message, status=status, detail=detail, retry_after_s=retry_after_s, billed=billed)
+        self.retryable = retryable
+
+
+class RequestFailed(RouterError):  # noqa: N818
+    """No offer answered within the deadline. ``attempts`` lists every call that was made."""
+
+    def __init__(self, message: str, *, request_id: str, attempts: Sequence[Attempt]) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.attempts = tuple(attempts)

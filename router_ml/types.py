@@ -1,0 +1,220 @@
+"""The records that pass between modules: frozen, with the unit in the name; derived values are properties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+
+
+class Tier(StrEnum):
+    """A class of models, ordered by strength: ``Tier.SIMPLE < Tier.COMPLEX < Tier.PREMIUM``."""
+
+    SIMPLE = "simple"
+    COMPLEX = "complex"
+    PREMIUM = "premium"
+
+    @property
+    def rank(self) -> int:
+        """0, 1, 2 from the weakest to the strongest."""
+        return _RANK[self]
+
+    def __lt__(self, other: str) -> bool:
+        return self.rank < Tier(other).rank
+
+    def __le__(self, other: str) -> bool:
+        return self.rank <= Tier(other).rank
+
+    def __gt__(self, other: str) -> bool:
+        return self.rank > Tier(other).rank
+
+    def __ge__(self, other: str) -> bool:
+        return self.rank >= Tier(other).rank
+
+
+TIERS: tuple[Tier, ...] = tuple(Tier)
+_RANK: dict[str, int] = {tier: rank for rank, tier in enumerate(TIERS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Complexity:
+    """What the classifier says of one prompt.
+
+    ``success`` is P(acceptable answer | tier), non-decreasing from simple to premium. The class probabilities follow
+    from it: a tier is *needed* where it succeeds and the tier below does not; a prompt that no tier can answer counts
+    as simple, since paying more would not help.
+    """
+
+    success: Mapping[Tier, float]
+    classifier_version: str
+
+    @property
+    def probabilities(self) -> dict[Tier, float]:
+        """P(tier is the cheapest that answers acceptably), summing to 1."""
+        simple, complex_, premium = (self.success[tier] for tier in TIERS)
+        return {
+            Tier.SIMPLE: simple + (1.0 - premium),
+            Tier.COMPLEX: complex_ - simple,
+            Tier.PREMIUM: premium - complex_,
+        }
+
+    @property
+    def tier(self) -> Tier:
+        """The most probable tier; the cheaper one of a tie. What is routed to is the policy's choice, not this."""
+        probabilities = self.probabilities
+        return max(TIERS, key=lambda tier: probabilities[tier])
+
+    @property
+    def confidence(self) -> float:
+        """Probability of ``tier``."""
+        return self.probabilities[self.tier]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per million tokens, as an offer states it in place of the price list; with its source and date."""
+
+    input_mtok: Decimal
+    output_mtok: Decimal
+    cache_read_mtok: Decimal | None = None
+    source: str = ""
+    as_of: date | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One OpenAI-compatible endpoint and where it differs, as data (the adapter profile).
+
+    ``stream_usage`` says how token counts of a stream are had: ``request`` (ask with ``stream_options``), ``always``
+    (sent unasked) or ``unsupported``. ``key_env`` is None where no key is needed.
+    """
+
+    name: str
+    base_url: str
+    key_env: str | None = None
+    price_provider: str | None = None
+    drop_params: frozenset[str] = frozenset()
+    rename_params: Mapping[str, str] = field(default_factory=dict)
+    rename_values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    stream_usage: str = "request"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model that a provider sells, and the tier it is good for."""
+
+    provider: str
+    model: str
+    tier: Tier
+    context_tokens: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    price: Price | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which tier, which offers in the order to try, and why. ``complexity`` is None where nothing was classified."""
+
+    tier: Tier
+    offers: tuple[Offer, ...]
+    reason: str
+    complexity: Complexity | None = None
+    quality: float | None = None
+    propensity: float = 1.0
+    policy_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one call. ``cached_input_tokens`` are part of ``input_tokens``, ``reasoning_tokens`` of
+    ``output_tokens``."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one call cost. ``usd`` is None where nobody knows: an unknown cost is never 0."""
+
+    usd: Decimal | None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to one offer: answered where ``error`` is None, else what went wrong in a few words."""
+
+    offer: Offer
+    started_at: datetime
+    duration_ms: float
+    usage: Usage | None = None
+    cost: Cost = Cost(None)  # noqa: RUF009 - frozen, so one shared default is safe
+    error: str | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.error is None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer, with what was decided, tried and paid for it. ``response`` is the openai SDK's own object."""
+
+    request_id: str
+    text: str
+    response: ChatCompletion
+    decision: Decision
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def offer(self) -> Offer:
+        """The offer that answered."""
+        return self.attempts[-1].offer
+
+    @property
+    def tier(self) -> Tier:
+        """Tier of the model that answered; a stronger one than ``decision.tier`` where that tier's offers failed."""
+        return self.offer.tier
+
+    @property
+    def model(self) -> str:
+        return self.offer.model
+
+    @property
+    def provider(self) -> str:
+        return self.offer.provider
+
+    @property
+    def usage(self) -> Usage | None:
+        return self.attempts[-1].usage
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """What the answer cost, with every failed attempt that was billed; None where the answer's cost is unknown."""
+        if self.attempts[-1].cost.usd is None:
+            return None
+        return sum((attempt.cost.usd for attempt in self.attempts if attempt.cost.usd is not None), Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How good an answer was: ``score`` in 0..1, from a user, a judge, a rule or an escalation."""
+
+    request_id: str
+    score: float
+    source: str
+    noted_at: datetime
