@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
@@ -92,17 +92,20 @@ class Provider:
     """One OpenAI-compatible endpoint and where it differs, as data (the adapter profile).
 
     ``stream_usage`` says how token counts of a stream are had: ``request`` (ask with ``stream_options``), ``always``
-    (sent unasked) or ``unsupported``. ``key_env`` is None where no key is needed.
+    (sent unasked) or ``unsupported``. ``key_env`` is None where no key is needed; ``free`` prices every call at 0.
     """
 
     name: str
     base_url: str
     key_env: str | None = None
     price_provider: str | None = None
+    free: bool = False
     drop_params: frozenset[str] = frozenset()
+    drop_message_fields: frozenset[str] = frozenset()
     rename_params: Mapping[str, str] = field(default_factory=dict)
     rename_values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    stream_usage: str = "request"
+    max_temperature: float | None = None
+    stream_usage: Literal["request", "always", "unsupported"] = "request"
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 

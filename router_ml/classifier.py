@@ -1,0 +1,113 @@
+"""Encoder + fitted head -> how likely each tier is to answer acceptably."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml import registry
+from router_ml.encoder import Encoder, StaticEncoder
+from router_ml.errors import ArtefactError, InputError
+from router_ml.policy import Calibration
+from router_ml.text import Prompt, judged_text
+from router_ml.tokenizer import WordPieceTokenizer
+from router_ml.types import TIERS, Complexity
+
+Probabilities = NDArray[np.float64]
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class ComplexityClassifier:
+    """Says, for a prompt, P(acceptable answer | tier) for each tier; class probabilities follow from their differences.
+
+    Use ``ComplexityClassifier.load()``; the constructor takes finished parts.
+    """
+
+    def __init__(
+        self, encoder: Encoder, layers: Sequence[Layer], *, version: str, calibration: Calibration, card: Mapping[str, Any]
+    ) -> None:
+        """``layers``: (weight (out, in), bias (out,)) of a dense network with ReLU between, three logits at its end.
+        Raises ArtefactError where shapes do not fit."""
+        for (weight, bias), (after, _) in zip(layers, [*layers[1:], (np.empty((0, 3)), None)], strict=True):
+            if weight.ndim != 2 or bias.shape != weight.shape[:1] or after.shape[1] != len(weight):
+                raise ArtefactError(f"head layers do not fit: {[layer[0].shape for layer in layers]}")
+        if isinstance(encoder, StaticEncoder) and encoder.vectors.shape[1] != layers[0][0].shape[1]:
+            raise ArtefactError(f"encoder of {encoder.vectors.shape[1]} dimensions, head of {layers[0][0].shape[1]}")
+        self.encoder = encoder
+        self.version = version
+        self.calibration = calibration
+        self.card = card
+        self.classes_: NDArray[np.str_] = np.array([tier.value for tier in TIERS])
+        self._layers = tuple(layers)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> ComplexityClassifier:
+        """The artefact in folder ``path``, or the packaged one.
+
+        Raises:
+            ArtefactError: missing, damaged (a sha256 differs), of another format, or of shapes that do not fit.
+        """
+        artefact = registry.read(Path(path) if path is not None else registry.default_path())
+        try:
+            scales = artefact.encoder["scales"][:, None]
+            vectors = artefact.encoder["vectors"].astype(np.float32) * scales
+            names = sorted(name for name in artefact.head if name.endswith(".weight"))
+            layers = [(artefact.head[name], artefact.head[name.replace(".weight", ".bias")]) for name in names]
+            calibration = Calibration(
+                *(artefact.head[f"calibration.{part}"].astype(np.float64) for part in ("success", "quality", "input_tokens"))
+            )
+            version = str(artefact.card["version"])
+        except (KeyError, IndexError, ValueError) as exc:
+            raise ArtefactError(f"the artefact lacks a part: {exc}") from exc
+        if not layers:
+            raise ArtefactError("the artefact's head has no layers")
+        tokenizer = WordPieceTokenizer.from_json(artefact.tokenizer)
+        encoder = StaticEncoder(tokenizer, vectors)
+        return cls(encoder, layers, version=version, calibration=calibration, card=artefact.card)
+
+    def classify(self, prompt: Prompt) -> Complexity:
+        """Of one prompt or conversation. Any text has an answer, an empty one too.
+
+        Raises:
+            InputError: neither text nor chat messages, or messages without a user turn.
+        """
+        success = self._success([judged_text(prompt)])[0].tolist()
+        return Complexity(dict(zip(TIERS, success, strict=True)), self.version)
+
+    def predict_success(self, prompts: Sequence[Prompt]) -> Probabilities:
+        """P(acceptable answer | tier), shape (len(prompts), 3), non-decreasing along tiers, finite for any input.
+
+        Raises:
+            InputError: a single string, or an item that is neither text nor chat messages.
+        """
+        if isinstance(prompts, str):
+            raise InputError("predict takes a list of prompts; for a single one use classify(prompt)")
+        return self._success([judged_text(prompt) for prompt in prompts])
+
+    def predict_proba(self, prompts: Sequence[Prompt]) -> Probabilities:
+        """P(tier is the cheapest that answers acceptably), shape (len(prompts), 3), columns as ``classes_``."""
+        simple, complex_, premium = self.predict_success(prompts).T
+        return np.stack([simple + (1.0 - premium), complex_ - simple, premium - complex_], axis=1)
+
+    def predict(self, prompts: Sequence[Prompt]) -> NDArray[np.str_]:
+        """The most probable tier of each prompt, shape (len(prompts),)."""
+        return self.classes_[self.predict_proba(prompts).argmax(axis=1)]
+
+    def _success(self, texts: Sequence[str]) -> Probabilities:
+        return success_of(forward(self.encoder.encode(texts), self._layers))
+
+
+def forward(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.float32]:
+    """Logits of the dense network, shape (n, 3)."""
+    for number, (weight, bias) in enumerate(layers):
+        x = (np.maximum(x, 0.0) if number else x) @ weight.T + bias
+    return x
+
+
+def success_of(logits: NDArray[np.float32]) -> Probabilities:
+    """Logistic of each, then made non-decreasing along tiers: a stronger model is never thought worse."""
+    return np.maximum.accumulate(1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -30.0, 30.0))), axis=1)
