@@ -46,7 +46,10 @@ class Catalog:
     def routed(self, tier: Tier) -> tuple[Offer, ...]:
         """The tier's offers in the order of ``settings.route``."""
         return tuple(
-            offer for name in self.settings.route for offer in self.offers if (offer.provider, offer.tier) == (name, tier)
+            offer
+            for name in self.settings.route
+            for offer in self.offers
+            if (offer.provider, offer.tier) == (name, tier)
         )
 
     @classmethod
@@ -117,12 +120,16 @@ def _check(catalog: Catalog, source: str) -> None:
             raise ConfigError(f"{source}: {offer} is offered twice for tier {offer.tier}")
         seen.add(key)
         if offer.provider not in catalog.providers:
-            raise ConfigError(f"{source}: offer {offer} names an unknown provider{_nearest(offer.provider, catalog.providers)}")
+            raise ConfigError(
+                f"{source}: offer {offer} names an unknown provider{_nearest(offer.provider, catalog.providers)}"
+            )
     if not settings.route:
         raise ConfigError(f"{source} [router]: route is empty, so nothing can be answered")
     for name in settings.route:
         if name not in catalog.providers:
-            raise ConfigError(f"{source} [router]: unknown provider {name!r} in route{_nearest(name, catalog.providers)}")
+            raise ConfigError(
+                f"{source} [router]: unknown provider {name!r} in route{_nearest(name, catalog.providers)}"
+            )
     for tier in TIERS:
         if not catalog.routed(tier):
             raise ConfigError(f"{source}: no provider in route {list(settings.route)} has an offer for tier {tier}")
@@ -135,7 +142,9 @@ def _check(catalog: Catalog, source: str) -> None:
 def check_quality(quality: float, where: str = "") -> float:
     """``quality`` if it lies in (0, 1]. Raises ConfigError with the value otherwise (NaN too)."""
     if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0.0 < quality <= 1.0:
-        raise ConfigError(f"{where}quality = {quality!r} is outside (0, 1]: it is the share of premium's quality to keep")
+        raise ConfigError(
+            f"{where}quality = {quality!r} is outside (0, 1]: it is the share of premium's quality to keep"
+        )
     return float(quality)
 
 

@@ -28,12 +28,19 @@ class ComplexityClassifier:
     """
 
     def __init__(
-        self, encoder: Encoder, layers: Sequence[Layer], *, version: str, calibration: Calibration, card: Mapping[str, Any]
+        self,
+        encoder: Encoder,
+        layers: Sequence[Layer],
+        *,
+        version: str,
+        calibration: Calibration,
+        card: Mapping[str, Any],
     ) -> None:
         """``layers``: (weight (out, in), bias (out,)) of a dense network with ReLU between, three logits at its end.
         Raises ArtefactError where shapes do not fit."""
-        for (weight, bias), (after, _) in zip(layers, [*layers[1:], (np.empty((0, 3)), None)], strict=True):
-            if weight.ndim != 2 or bias.shape != weight.shape[:1] or after.shape[1] != len(weight):
+        widths = [weight.shape[-1] for weight, _ in layers[1:]] + [len(TIERS)]
+        for (weight, bias), width in zip(layers, widths, strict=True):
+            if weight.ndim != 2 or bias.shape != weight.shape[:1] or len(weight) != width:
                 raise ArtefactError(f"head layers do not fit: {[layer[0].shape for layer in layers]}")
         if isinstance(encoder, StaticEncoder) and encoder.vectors.shape[1] != layers[0][0].shape[1]:
             raise ArtefactError(f"encoder of {encoder.vectors.shape[1]} dimensions, head of {layers[0][0].shape[1]}")
@@ -58,7 +65,10 @@ class ComplexityClassifier:
             names = sorted(name for name in artefact.head if name.endswith(".weight"))
             layers = [(artefact.head[name], artefact.head[name.replace(".weight", ".bias")]) for name in names]
             calibration = Calibration(
-                *(artefact.head[f"calibration.{part}"].astype(np.float64) for part in ("success", "quality", "input_tokens"))
+                *(
+                    artefact.head[f"calibration.{part}"].astype(np.float64)
+                    for part in ("success", "quality", "input_tokens")
+                )
             )
             version = str(artefact.card["version"])
         except (KeyError, IndexError, ValueError) as exc:
@@ -95,7 +105,8 @@ class ComplexityClassifier:
 
     def predict(self, prompts: Sequence[Prompt]) -> NDArray[np.str_]:
         """The most probable tier of each prompt, shape (len(prompts),)."""
-        return self.classes_[self.predict_proba(prompts).argmax(axis=1)]
+        labels: NDArray[np.str_] = self.classes_[self.predict_proba(prompts).argmax(axis=1)]
+        return labels
 
     def _success(self, texts: Sequence[str]) -> Probabilities:
         return success_of(forward(self.encoder.encode(texts), self._layers))

@@ -145,7 +145,9 @@ class Ledger:
         done = {"status": status, "finished_at": at, "cost_nanousd": sum(costs) if known and costs else None}
 
         def write(connection: sa.Connection) -> None:
-            connection.execute(sa.update(REQUESTS).where(REQUESTS.c.request_id == sa.bindparam("id")), {"id": request_id, **done})
+            connection.execute(
+                sa.update(REQUESTS).where(REQUESTS.c.request_id == sa.bindparam("id")), {"id": request_id, **done}
+            )
             if rows:
                 connection.execute(sa.insert(ATTEMPTS), rows)
 
@@ -178,11 +180,28 @@ class Ledger:
 
     def recent(self, limit: int = 20) -> list[dict[str, Any]]:
         """The latest requests, newest first, each with its last attempt's provider, model and tokens and its score."""
-        last = sa.select(ATTEMPTS.c.request_id, sa.func.max(ATTEMPTS.c.number).label("number")).group_by(ATTEMPTS.c.request_id).subquery()
-        score = sa.select(OUTCOMES.c.request_id, sa.func.avg(OUTCOMES.c.score).label("score")).group_by(OUTCOMES.c.request_id).subquery()
+        last = (
+            sa.select(ATTEMPTS.c.request_id, sa.func.max(ATTEMPTS.c.number).label("number"))
+            .group_by(ATTEMPTS.c.request_id)
+            .subquery()
+        )
+        score = (
+            sa.select(OUTCOMES.c.request_id, sa.func.avg(OUTCOMES.c.score).label("score"))
+            .group_by(OUTCOMES.c.request_id)
+            .subquery()
+        )
         a = ATTEMPTS
         rows = (
-            sa.select(REQUESTS, a.c.provider, a.c.model, a.c.input_tokens, a.c.output_tokens, a.c.error, last.c.number.label("attempts"), score.c.score)
+            sa.select(
+                REQUESTS,
+                a.c.provider,
+                a.c.model,
+                a.c.input_tokens,
+                a.c.output_tokens,
+                a.c.error,
+                last.c.number.label("attempts"),
+                score.c.score,
+            )
             .outerjoin(last, last.c.request_id == REQUESTS.c.request_id)
             .outerjoin(a, (a.c.request_id == REQUESTS.c.request_id) & (a.c.number == last.c.number))
             .outerjoin(score, score.c.request_id == REQUESTS.c.request_id)
@@ -197,7 +216,14 @@ class Ledger:
         (prompt, tier that answered, score, source, noted_at)."""
         a = ATTEMPTS
         rows = (
-            sa.select(REQUESTS.c.request_id, REQUESTS.c.prompt, a.c.tier, OUTCOMES.c.score, OUTCOMES.c.source, OUTCOMES.c.noted_at)
+            sa.select(
+                REQUESTS.c.request_id,
+                REQUESTS.c.prompt,
+                a.c.tier,
+                OUTCOMES.c.score,
+                OUTCOMES.c.source,
+                OUTCOMES.c.noted_at,
+            )
             .join(OUTCOMES, OUTCOMES.c.request_id == REQUESTS.c.request_id)
             .join(a, (a.c.request_id == REQUESTS.c.request_id) & a.c.error.is_(None))
             .where(REQUESTS.c.prompt.is_not(None))
@@ -236,7 +262,9 @@ class Ledger:
                 for _ in range(excess):
                     self._waiting.popleft()
                 self._drop(excess, _reason(exc))
-                _log.error("ledger %s cannot be written (%s): %d rows wait", self._name, _reason(exc), len(self._waiting))
+                _log.error(
+                    "ledger %s cannot be written (%s): %d rows wait", self._name, _reason(exc), len(self._waiting)
+                )
 
     def _drop(self, count: int, reason: str) -> None:
         self.dropped += count
@@ -282,7 +310,12 @@ def _short(text: str) -> str:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions are begun by _begin_immediate alone
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        f"busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -58,9 +58,7 @@ def choose(success: Mapping[Tier, float], cost_usd: Mapping[Tier, float], price_
     return max(TIERS, key=lambda tier: (success[tier] - price_weight * cost_usd[tier], -cost_usd[tier]))
 
 
-def solve(
-    calibration: Calibration, rates: Mapping[Tier, Rates], quality: float, output_tokens: float
-) -> Solution:
+def solve(calibration: Calibration, rates: Mapping[Tier, Rates], quality: float, output_tokens: float) -> Solution:
     """The largest price weight that keeps ``quality`` (0..1] of premium's quality, going up from 0 until it first fails.
 
     Stopping at the first failure, instead of taking the best of all weights, keeps chance passes far out on the grid

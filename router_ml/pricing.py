@@ -53,5 +53,9 @@ def list_price(price_provider: str, model: str, usage: Usage, at: datetime) -> C
 def _own_price(price: Price, usage: Usage) -> Decimal:
     cached = min(usage.cached_input_tokens, usage.input_tokens)
     cached_rate = price.input_mtok if price.cache_read_mtok is None else price.cache_read_mtok
-    total = (usage.input_tokens - cached) * price.input_mtok + cached * cached_rate + usage.output_tokens * price.output_mtok
+    total = (
+        (usage.input_tokens - cached) * price.input_mtok
+        + cached * cached_rate
+        + usage.output_tokens * price.output_mtok
+    )
     return total / _MTOK

@@ -107,7 +107,9 @@ def outgoing(
     if provider.max_temperature is not None and isinstance(temperature, int | float):
         request["temperature"] = min(temperature, provider.max_temperature)
     if provider.drop_message_fields:
-        dropped += sorted({f"messages[].{field}" for field in provider.drop_message_fields for m in messages if field in m})
+        dropped += sorted(
+            {f"messages[].{field}" for field in provider.drop_message_fields for m in messages if field in m}
+        )
         messages = [
             {key: value for key, value in message.items() if key not in provider.drop_message_fields}
             if isinstance(message, Mapping)
@@ -165,7 +167,9 @@ def _translate(exc: openai.OpenAIError | ValueError, who: str, api_key: str | No
     if isinstance(exc, openai.APIConnectionError):
         cause = type(exc.__cause__).__name__
         # A refused connection has done no work; one that broke later may have.
-        return ProviderUnavailable(f"{who} could not be reached ({cause})", billed=False if "Connect" in cause else None)
+        return ProviderUnavailable(
+            f"{who} could not be reached ({cause})", billed=False if "Connect" in cause else None
+        )
     if isinstance(exc, openai.OpenAIError) and not isinstance(exc, openai.APIError):
         return ProviderUnavailable(f"{who}: the SDK refused the call ({type(exc).__name__})", retryable=False)
     what = "a body that is not JSON" if isinstance(exc, json.JSONDecodeError) else f"{type(exc).__name__}"

@@ -62,7 +62,9 @@ def read(path: Path) -> Artefact:
     return Artefact(card, tensors["encoder.safetensors"], tensors["head.safetensors"], files["tokenizer.json"])
 
 
-def write(path: Path, *, card: Mapping[str, Any], encoder: Tensors, head: Tensors, tokenizer: bytes, readme: str) -> None:
+def write(
+    path: Path, *, card: Mapping[str, Any], encoder: Tensors, head: Tensors, tokenizer: bytes, readme: str
+) -> None:
     """Put a whole new version at ``path``; what was there stays until the new one is complete and on disk."""
     from safetensors.numpy import save
 
@@ -72,7 +74,11 @@ def write(path: Path, *, card: Mapping[str, Any], encoder: Tensors, head: Tensor
         "tokenizer.json": tokenizer,
         "README.md": readme.encode(),
     }
-    stamped = {**card, "format": FORMAT, "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+    stamped = {
+        **card,
+        "format": FORMAT,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
     files[CARD] = (json.dumps(stamped, indent=2, ensure_ascii=False) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
@@ -109,7 +115,9 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(where.read_bytes())
     except FileNotFoundError:
-        raise ArtefactError(f"no artefact at {path}: {CARD} is missing; train one with `python -m training.retrain`") from None
+        raise ArtefactError(
+            f"no artefact at {path}: {CARD} is missing; train one with `python -m training.retrain`"
+        ) from None
     except (OSError, ValueError) as exc:
         raise ArtefactError(f"{where} cannot be read: {exc}") from exc
     if not isinstance(card, dict) or card.get("format") != FORMAT:

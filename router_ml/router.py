@@ -16,12 +16,12 @@ from typing import Any
 from router_ml import policy, pricing
 from router_ml.catalog import Catalog, check_quality
 from router_ml.classifier import ComplexityClassifier
-from router_ml.errors import ConfigError, InputError, MissingKeyError, ProviderError, RequestFailed, RequestRejected
+from router_ml.errors import InputError, MissingKeyError, ProviderError, RequestFailed, RequestRejected
 from router_ml.failover import failover
 from router_ml.ledger import Ledger
 from router_ml.provider import Endpoint, Reply
 from router_ml.text import Prompt, judged_text, to_messages
-from router_ml.types import TIERS, Attempt, Complexity, Completion, Cost, Decision, Offer, Outcome, Tier, Usage
+from router_ml.types import TIERS, Attempt, Completion, Complexity, Cost, Decision, Offer, Outcome, Tier, Usage
 
 CHARS_PER_TOKEN = 4  # of the estimate a price is weighed with; what is billed is what the provider counts
 _SAMPLE_TOKENS = 1_000
@@ -95,7 +95,12 @@ class Router:
         return Completion(request_id, reply.text, reply.response, decision, tuple(attempts))
 
     def decide(
-        self, prompt: Prompt, tier: Tier | str | None = None, *, quality: float | None = None, max_tokens: int | None = None
+        self,
+        prompt: Prompt,
+        tier: Tier | str | None = None,
+        *,
+        quality: float | None = None,
+        max_tokens: int | None = None,
     ) -> Decision:
         """Which tier and which offers ``complete`` would try, without calling anyone; same errors for bad input."""
         wanted = self.quality if quality is None else check_quality(quality)
@@ -170,7 +175,12 @@ class Router:
         return tuple(offer for stronger in TIERS if stronger >= tier for offer in self._offers[stronger])
 
     def _answer(
-        self, request_id: str, decision: Decision, messages: list[Any], params: Mapping[str, Any], attempts: list[Attempt]
+        self,
+        request_id: str,
+        decision: Decision,
+        messages: list[Any],
+        params: Mapping[str, Any],
+        attempts: list[Attempt],
     ) -> Reply:
         """Drive the failover until an offer answers, noting every attempt in ``attempts``."""
         plan = failover(
@@ -200,7 +210,8 @@ class Router:
         self, offer: Offer, messages: list[Any], params: Mapping[str, Any], timeout_s: float, attempts: list[Attempt]
     ) -> Reply | ProviderError:
         started_at, clock = datetime.now(UTC), time.perf_counter()
-        usage, cost, error = None, Cost(None), "interrupted"
+        usage, cost = None, Cost(None)
+        error: str | None = "interrupted"
         try:
             reply = self._endpoint(offer.provider).complete(offer, messages, params, timeout_s)
             usage = reply.usage
@@ -265,5 +276,8 @@ def _input_tokens(prompt: Prompt) -> float:
     """An estimate from the characters of everything that is sent."""
     if isinstance(prompt, str):
         return len(prompt) / CHARS_PER_TOKEN
-    contents = (message.get("content") if isinstance(message, Mapping) else getattr(message, "content", None) for message in prompt)
+    contents = (
+        message.get("content") if isinstance(message, Mapping) else getattr(message, "content", None)
+        for message in prompt
+    )
     return sum(len(content) if isinstance(content, str) else 0 for content in contents) / CHARS_PER_TOKEN

@@ -165,7 +165,7 @@ class Attempt:
     started_at: datetime
     duration_ms: float
     usage: Usage | None = None
-    cost: Cost = Cost(None)  # noqa: RUF009 - frozen, so one shared default is safe
+    cost: Cost = Cost(None)
     error: str | None = None
 
     @property
