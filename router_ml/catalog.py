@@ -1,4 +1,4 @@
-"""Providers and their offers, and the settings of a router: read from the packaged catalog.toml and a router.toml over it.
+"""Providers, their offers and a router's settings, from the packaged catalog.toml and a router.toml laid over it.
 
 Unknown keys are refused, with the nearest known one named: a misspelt ``qualty`` must not be a silent default.
 """
@@ -113,16 +113,8 @@ def _build(document: dict[str, Any], source: str) -> Catalog:
 
 
 def _check(catalog: Catalog, source: str) -> None:
-    settings, seen = catalog.settings, set[tuple[str, str, Tier]]()
-    for offer in catalog.offers:
-        key = (offer.provider, offer.model, offer.tier)
-        if key in seen:
-            raise ConfigError(f"{source}: {offer} is offered twice for tier {offer.tier}")
-        seen.add(key)
-        if offer.provider not in catalog.providers:
-            raise ConfigError(
-                f"{source}: offer {offer} names an unknown provider{_nearest(offer.provider, catalog.providers)}"
-            )
+    _check_offers(catalog, source)
+    settings = catalog.settings
     if not settings.route:
         raise ConfigError(f"{source} [router]: route is empty, so nothing can be answered")
     for name in settings.route:
@@ -137,6 +129,19 @@ def _check(catalog: Catalog, source: str) -> None:
     for name in ("deadline_s", "attempt_timeout_s", "max_attempts", "expected_output_tokens"):
         if not getattr(settings, name) > 0:
             raise ConfigError(f"{source} [router]: {name} = {getattr(settings, name)} must be above 0")
+
+
+def _check_offers(catalog: Catalog, source: str) -> None:
+    seen = set[tuple[str, str, Tier]]()
+    for offer in catalog.offers:
+        key = (offer.provider, offer.model, offer.tier)
+        if key in seen:
+            raise ConfigError(f"{source}: {offer} is offered twice for tier {offer.tier}")
+        seen.add(key)
+        if offer.provider not in catalog.providers:
+            raise ConfigError(
+                f"{source}: offer {offer} names an unknown provider{_nearest(offer.provider, catalog.providers)}"
+            )
 
 
 def check_quality(quality: float, where: str = "") -> float:

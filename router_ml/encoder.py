@@ -1,4 +1,4 @@
-"""Text -> vectors. One protocol of one method; a static encoder on numpy for serving, a transformer for whoever wants it."""
+"""Text -> vectors. One protocol of one method; a static encoder on numpy to serve, or a transformer."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def choose(success: Mapping[Tier, float], cost_usd: Mapping[Tier, float], price_
 
 
 def solve(calibration: Calibration, rates: Mapping[Tier, Rates], quality: float, output_tokens: float) -> Solution:
-    """The largest price weight that keeps ``quality`` (0..1] of premium's quality, going up from 0 until it first fails.
+    """The largest price weight that keeps ``quality`` (0..1] of premium's quality, from 0 up to the first failure.
 
     Stopping at the first failure, instead of taking the best of all weights, keeps chance passes far out on the grid
     from being believed (fixed-sequence testing, arXiv 2110.01052, with the point estimate in place of a bound).
