@@ -1,5 +1,7 @@
-"""The artefact as a folder: encoder.safetensors, head.safetensors, tokenizer.json, README.md and card.json, which
-states the format and the sha256 of each of the others. Reading checks all of it and runs no code; writing is all or nothing.
+"""The artefact as a folder: encoder.safetensors, head.safetensors, tokenizer.json, README.md and card.json.
+
+The card states the format and the sha256 of each of the others. Reading checks all of it and runs no code; writing is
+all or nothing.
 """
 
 from __future__ import annotations
