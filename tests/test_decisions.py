@@ -1,0 +1,106 @@
+"""The pure parts: policy, failover, pricing."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from router_ml import Offer, Provider, Tier, Usage
+from router_ml.errors import ProviderUnavailable, RequestRejected
+from router_ml.failover import failover
+from router_ml.policy import Calibration, Rates, choose, solve
+from router_ml.pricing import cost
+from router_ml.types import Price
+
+RATES = {Tier.SIMPLE: Rates(1e-7, 1e-7), Tier.COMPLEX: Rates(1e-6, 1e-6), Tier.PREMIUM: Rates(1e-5, 1e-5)}
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def test_the_dearer_tier_is_chosen_only_where_it_is_worth_it() -> None:
+    success = {Tier.SIMPLE: 0.5, Tier.COMPLEX: 0.8, Tier.PREMIUM: 0.9}
+    cost_usd = {Tier.SIMPLE: 0.0, Tier.COMPLEX: 0.01, Tier.PREMIUM: 0.1}
+    assert [choose(success, cost_usd, weight) for weight in (0, 2, 100)] == [Tier.PREMIUM, Tier.COMPLEX, Tier.SIMPLE]
+
+
+def calibration() -> Calibration:
+    needed = np.repeat([0, 1, 2], [60, 30, 10])
+    quality = (np.arange(3) >= needed[:, None]).astype(float)
+    return Calibration(0.1 + 0.8 * quality, quality, np.full(100, 50.0))
+
+
+def test_the_quality_target_is_kept_and_a_lower_one_is_cheaper() -> None:
+    full, less = (solve(calibration(), RATES, quality, 400) for quality in (1.0, 0.9))
+    assert full.quality_kept == 1.0
+    assert full.tier_shares == (0.6, 0.3, 0.1)
+    assert less.quality_kept >= 0.9
+    assert less.cost_share < full.cost_share < 1
+
+
+def test_a_price_rise_resolves_the_weight() -> None:
+    dearer = {**RATES, Tier.PREMIUM: Rates(1e-3, 1e-3)}
+    assert solve(calibration(), dearer, 1.0, 400).price_weight < solve(calibration(), RATES, 1.0, 400).price_weight
+
+
+A, B = (Offer(name, "m", Tier.SIMPLE) for name in "ab")
+
+
+def drive(errors: list[Exception], *, attempts: int = 3, deadline_s: float = 10) -> list[tuple[str, float]]:
+    clock = [0.0]
+    plan = failover(
+        [A, B],
+        deadline_s=deadline_s,
+        attempt_timeout_s=5,
+        max_attempts=attempts,
+        now=lambda: clock[0],
+        jitter=lambda: 1.0,
+    )
+    made = []
+    step = next(plan)
+    for error in errors:
+        clock[0] += step.delay_s + 1
+        made.append((step.offer.provider, step.delay_s))
+        try:
+            step = plan.send(error)  # type: ignore[arg-type]
+        except StopIteration:
+            return made
+    return [*made, (step.offer.provider, step.delay_s)]
+
+
+def test_the_standby_comes_next_then_the_first_again_after_a_wait() -> None:
+    failed = ProviderUnavailable("x")
+    assert drive([failed, failed]) == [("a", 0.0), ("b", 0.0), ("a", 0.0)]
+    assert len(drive([failed] * 9)) == 3
+
+
+def test_a_rejected_request_and_a_passed_deadline_end_it() -> None:
+    assert drive([RequestRejected("x")]) == [("a", 0.0)]
+    assert drive([ProviderUnavailable("x")], deadline_s=1) == [("a", 0.0)]
+
+
+def test_what_cannot_recover_is_not_tried_again() -> None:
+    assert drive([ProviderUnavailable("x", retryable=False)] * 5) == [("a", 0.0), ("b", 0.0)]
+
+
+@pytest.mark.parametrize(("asked", "attempts"), [(3.0, 3), (1e9, 2), (-1.0, 3)])
+def test_retry_after_is_honoured_within_the_deadline(asked: float, attempts: int) -> None:
+    assert len(drive([ProviderUnavailable("x", retry_after_s=asked)] * 5)) == attempts
+
+
+SELLER = Provider("p", "http://p", price_provider="openai")
+
+
+def test_cost_comes_from_the_provider_then_the_offer_then_the_list() -> None:
+    usage = Usage(1_000_000, 1_000_000, cached_input_tokens=500_000)
+    priced = Offer("p", "gpt-4o", Tier.SIMPLE, price=Price(Decimal(2), Decimal(3), Decimal(1)))
+    listed = Offer("p", "gpt-4o", Tier.SIMPLE)
+    assert cost(priced, SELLER, usage, NOON, reported_usd=Decimal("0.5")).usd == Decimal("0.5")
+    assert cost(priced, SELLER, usage, NOON).usd == Decimal("4.5")
+    assert cost(listed, SELLER, Usage(1_000_000, 1_000_000), NOON).usd == Decimal("12.5")
+
+
+def test_an_unknown_cost_is_none_and_never_zero() -> None:
+    unknown = Offer("p", "nobody-sells-this", Tier.SIMPLE)
+    assert cost(unknown, SELLER, Usage(1, 1), NOON).usd is None
+    assert cost(unknown, Provider("p", "http://p"), Usage(1, 1), NOON).usd is None
+    assert cost(unknown, SELLER, None, NOON).usd is None
