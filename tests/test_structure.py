@@ -7,7 +7,8 @@ import router_ml
 
 PACKAGE = Path(router_ml.__file__).parent
 LAYERS = [
-    {"types", "errors"},
+    {"types"},
+    {"errors"},
     {"text", "tokenizer", "catalog", "pricing", "policy", "failover", "provider", "ledger", "registry"},
     {"encoder", "simulator"},
     {"classifier"},
