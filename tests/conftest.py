@@ -5,9 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from router_ml import Catalog, ComplexityClassifier, Ledger, Router
 from router_ml.simulator import Simulator
+
+settings.register_profile("offline", derandomize=True, deadline=None)
+settings.load_profile("offline")
 
 MakeRouter = Callable[..., Router]
 
@@ -28,7 +32,7 @@ def make_router(simulator: Simulator, classifier: ComplexityClassifier, tmp_path
     """A router whose providers all point at the simulator; ``faults`` maps a provider to a fault of its models."""
     made: list[Router] = []
 
-    def make(faults: dict[str, str] | None = None, **settings: object) -> Router:
+    def make(faults: dict[str, str] | None = None, **changes: object) -> Router:
         catalog = Catalog.load()
         providers = {
             name: replace(provider, base_url=simulator.base_url, key_env=None)
@@ -38,7 +42,7 @@ def make_router(simulator: Simulator, classifier: ComplexityClassifier, tmp_path
             replace(offer, model=f"{offer.model}!{fault}") if (fault := (faults or {}).get(offer.provider)) else offer
             for offer in catalog.offers
         )
-        changed = replace(catalog.settings, **settings)
+        changed = replace(catalog.settings, **changes)
         ledger = Ledger(f"sqlite:///{tmp_path}/router.db")
         router = Router(
             replace(catalog, providers=providers, offers=offers, settings=changed), classifier=classifier, ledger=ledger

