@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from router_ml import registry
 from router_ml.encoder import Encoder, StaticEncoder
 from router_ml.errors import ArtefactError, InputError
+from router_ml.familiarity import Familiarity
 from router_ml.policy import Calibration
 from router_ml.text import Prompt, judged_text
 from router_ml.tokenizer import WordPieceTokenizer
@@ -35,6 +36,7 @@ class ComplexityClassifier:
         version: str,
         calibration: Calibration,
         card: Mapping[str, Any],
+        familiarity: Familiarity | None = None,
     ) -> None:
         """``layers``: (weight (out, in), bias (out,)) of a dense network with ReLU between, three logits at its end.
         Raises ArtefactError where shapes do not fit."""
@@ -42,14 +44,15 @@ class ComplexityClassifier:
         for (weight, bias), width in zip(layers, widths, strict=True):
             if weight.ndim != 2 or bias.shape != weight.shape[:1] or len(weight) != width:
                 raise ArtefactError(f"head layers do not fit: {[layer[0].shape for layer in layers]}")
-        if isinstance(encoder, StaticEncoder) and encoder.vectors.shape[1] != layers[0][0].shape[1]:
-            raise ArtefactError(f"encoder of {encoder.vectors.shape[1]} dimensions, head of {layers[0][0].shape[1]}")
+        if isinstance(encoder, StaticEncoder) and encoder.features != layers[0][0].shape[1]:
+            raise ArtefactError(f"encoder of {encoder.features} features, head of {layers[0][0].shape[1]}")
         self.encoder = encoder
         self.version = version
         self.calibration = calibration
         self.card = card
         self.classes_: NDArray[np.str_] = np.array([tier.value for tier in TIERS])
         self._layers = tuple(layers)
+        self._familiarity = familiarity
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> ComplexityClassifier:
@@ -60,8 +63,7 @@ class ComplexityClassifier:
         """
         artefact = registry.read(Path(path) if path is not None else registry.default_path())
         try:
-            scales = artefact.encoder["scales"][:, None]
-            vectors = artefact.encoder["vectors"].astype(np.float32) * scales
+            encoder = StaticEncoder.from_tensors(WordPieceTokenizer.from_json(artefact.tokenizer), artefact.encoder)
             names = sorted(name for name in artefact.head if name.endswith(".weight"))
             layers = [(artefact.head[name], artefact.head[name.replace(".weight", ".bias")]) for name in names]
             calibration = Calibration(
@@ -70,14 +72,18 @@ class ComplexityClassifier:
                     for part in ("success", "quality", "input_tokens")
                 )
             )
+            centres, distances = artefact.head["familiarity.centres"], artefact.head["familiarity.distances"]
             version = str(artefact.card["version"])
         except (KeyError, IndexError, ValueError) as exc:
             raise ArtefactError(f"the artefact lacks a part: {exc}") from exc
         if not layers:
             raise ArtefactError("the artefact's head has no layers")
-        tokenizer = WordPieceTokenizer.from_json(artefact.tokenizer)
-        encoder = StaticEncoder(tokenizer, vectors)
-        return cls(encoder, layers, version=version, calibration=calibration, card=artefact.card)
+        if centres.ndim != 2 or centres.shape[1] != encoder.features or not len(distances):
+            raise ArtefactError(f"familiarity centres of shape {centres.shape} for {encoder.features} features")
+        familiarity = Familiarity(centres, distances, calibration.quality.mean(axis=0))
+        return cls(
+            encoder, layers, version=version, calibration=calibration, card=artefact.card, familiarity=familiarity
+        )
 
     def classify(self, prompt: Prompt) -> Complexity:
         """Of one prompt or conversation. Any text has an answer, an empty one too.
@@ -85,8 +91,8 @@ class ComplexityClassifier:
         Raises:
             InputError: neither text nor chat messages, or messages without a user turn.
         """
-        success = self._success([judged_text(prompt)])[0].tolist()
-        return Complexity(dict(zip(TIERS, success, strict=True)), self.version)
+        success, familiarity = self._judge([judged_text(prompt)])
+        return Complexity(dict(zip(TIERS, success[0].tolist(), strict=True)), self.version, float(familiarity[0]))
 
     def predict_success(self, prompts: Sequence[Prompt]) -> Probabilities:
         """P(acceptable answer | tier), shape (len(prompts), 3), non-decreasing along tiers, finite for any input.
@@ -96,7 +102,7 @@ class ComplexityClassifier:
         """
         if isinstance(prompts, str):
             raise InputError("predict takes a list of prompts; for a single one use classify(prompt)")
-        return self._success([judged_text(prompt) for prompt in prompts])
+        return self._judge([judged_text(prompt) for prompt in prompts])[0]
 
     def predict_proba(self, prompts: Sequence[Prompt]) -> Probabilities:
         """P(tier is the cheapest that answers acceptably), shape (len(prompts), 3), columns as ``classes_``."""
@@ -108,8 +114,14 @@ class ComplexityClassifier:
         labels: NDArray[np.str_] = self.classes_[self.predict_proba(prompts).argmax(axis=1)]
         return labels
 
-    def _success(self, texts: Sequence[str]) -> Probabilities:
-        return success_of(forward(self.encoder.encode(texts), self._layers))
+    def _judge(self, texts: Sequence[str]) -> tuple[Probabilities, Probabilities]:
+        """Success (n, 3) and familiarity (n,)."""
+        x = self.encoder.encode(texts)
+        success = success_of(forward(x, self._layers))
+        if self._familiarity is None:
+            return success, np.ones(len(success))
+        familiarity = self._familiarity.of(x)
+        return self._familiarity.drawn(success, familiarity), familiarity
 
 
 def forward(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.float32]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.errors import ArtefactError, ConfigError
+from router_ml.surface import CLASSES, FEATURES, surface, token_classes
+from router_ml.types import TIERS
 
 if TYPE_CHECKING:
     from router_ml.tokenizer import WordPieceTokenizer
@@ -22,30 +24,128 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Vectors: ...
 
 
-class StaticEncoder:
-    """The mean of a text's token vectors, scaled to unit length. No network layers, so it takes microseconds.
+PAIRS = 1 << 18  # buckets of pairs of neighbouring tokens; a power of two
+ENDS = 32  # tokens at either end that are averaged for themselves: what is asked stands at one of them
+_CLIP = 4.0  # standard deviations: a freak of a feature is no more than a clear case
 
-    The vectors are distilled from a sentence-transformers teacher and tuned on the task (``training/distill.py``);
-    the form is that of model2vec (https://github.com/MinishLab/model2vec). A token's weight is its vector's length.
+
+class StaticEncoder:
+    """Tables instead of layers, so that a text takes microseconds: features that a small head can work with.
+
+    Of the tokens: the mean of their vectors, over all, the first and the last ``ENDS`` (distilled from a
+    sentence-transformers teacher in the way of model2vec, https://github.com/MinishLab/model2vec); what single tokens
+    and pairs of neighbours say of each tier (a linear model on TF-IDF, ``training/lexicon.py``); and the look of the
+    text (``surface``). All standardised.
     """
 
-    def __init__(self, tokenizer: WordPieceTokenizer, vectors: Vectors) -> None:
-        """``vectors``: shape (len(tokenizer), dimensions). Raises ArtefactError where shapes or values do not fit."""
-        if vectors.ndim != 2 or len(vectors) != len(tokenizer):
-            raise ArtefactError(f"token vectors of shape {vectors.shape} for a vocabulary of {len(tokenizer)}")
-        if not np.isfinite(vectors).all():
-            raise ArtefactError("token vectors hold NaN or infinity")
+    def __init__(
+        self,
+        tokenizer: WordPieceTokenizer,
+        vectors: Vectors,
+        words: Vectors,
+        pairs: Vectors,
+        bias: Vectors,
+        mean: Vectors,
+        scale: Vectors,
+    ) -> None:
+        """``vectors``: (V, d) for V tokens; ``words`` (V, 4) and ``pairs`` (PAIRS, 4): a weight per tier times the IDF,
+        and the IDF squared; ``bias`` (3,); ``mean`` and ``scale`` (features,) of the raw features.
+
+        Raises:
+            ArtefactError: shapes or values do not fit.
+        """
+        shapes = {
+            "vectors": (vectors, (len(tokenizer), vectors.shape[-1])),
+            "words": (words, (len(tokenizer), len(TIERS) + 1)),
+            "pairs": (pairs, (PAIRS, len(TIERS) + 1)),
+            "bias": (bias, (len(TIERS),)),
+            "mean": (mean, (len(TIERS) + FEATURES + 3 * vectors.shape[-1],)),
+            "scale": (scale, mean.shape),
+        }
+        for name, (array, shape) in shapes.items():
+            if array.shape != shape:
+                raise ArtefactError(f"the encoder's {name} is of shape {array.shape}, not {shape}")
+            if not np.isfinite(array).all():
+                raise ArtefactError(f"the encoder's {name} holds NaN or infinity")
+        if not (scale > 0).all():
+            raise ArtefactError("the encoder's scale holds values that are not above 0")
         self.tokenizer = tokenizer
-        self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        self.dimensions, self.features = vectors.shape[1], len(mean)
+        self._table = np.hstack([vectors, token_classes(tokenizer.vocabulary), words]).astype(np.float32)
+        self._pairs = np.ascontiguousarray(pairs, dtype=np.float32)
+        self._bias, self._mean, self._factor = bias, mean, np.float32(1.0) / scale
+
+    @classmethod
+    def from_tensors(cls, tokenizer: WordPieceTokenizer, tensors: Mapping[str, NDArray[Any]]) -> StaticEncoder:
+        """Of what ``quantised`` made. Raises KeyError for a missing part, ArtefactError for shapes that do not fit."""
+        return cls(tokenizer, *(_restored(tensors, name) for name in _PARTS))
+
+    @classmethod
+    def unscaled(
+        cls, tokenizer: WordPieceTokenizer, vectors: Vectors, words: Vectors, pairs: Vectors, bias: Vectors
+    ) -> StaticEncoder:
+        """One whose features are not standardised yet, to measure their mean and scale with ``raw``."""
+        width = len(TIERS) + FEATURES + 3 * vectors.shape[1]
+        zeros, ones = np.zeros(width, dtype=np.float32), np.ones(width, dtype=np.float32)
+        return cls(tokenizer, vectors, words, pairs, bias, zeros, ones)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of shape (len(texts), dimensions); zeros for a text without a token."""
-        return np.stack([self._encode(text) for text in texts]) if len(texts) else self.vectors[:0]
+        """Standardised features of shape (len(texts), features)."""
+        return self.standardised(self.raw(texts))
 
-    def _encode(self, text: str) -> Vectors:
-        total: Vectors = self.vectors.take(self.tokenizer.encode(text), axis=0).sum(axis=0)
-        length = float(np.sqrt(total @ total))
-        return total / np.float32(length) if length > 0.0 else total
+    def raw(self, texts: Sequence[str]) -> Vectors:
+        """Features before they are standardised, same shape."""
+        if not len(texts):
+            return np.empty((0, self.features), dtype=np.float32)
+        return np.stack([self._features(self.tokenizer.encode(text)) for text in texts])
+
+    def standardised(self, raw: Vectors) -> Vectors:
+        """Less the mean, by the scale, cut at ``_CLIP``."""
+        scaled: Vectors = np.clip((raw - self._mean) * self._factor, -_CLIP, _CLIP)
+        return scaled
+
+    def _features(self, ids: NDArray[np.intp]) -> Vectors:
+        n, d = len(ids), self.dimensions
+        if not n:
+            return np.zeros(len(self._mean), dtype=np.float32)
+        rows = self._table.take(ids, axis=0)
+        total = rows.sum(axis=0)
+        opening, closing = (total, total) if n <= ENDS else (rows[:ENDS].sum(axis=0), rows[-ENDS:].sum(axis=0))
+        said = total[d + CLASSES :] + self._pairs.take(pair_buckets(ids), axis=0).sum(axis=0)
+        lexical = said[:-1] / np.sqrt(max(float(said[-1]), 1e-6)) + self._bias
+        looks = surface(total[d : d + CLASSES], n, len(set(ids.tolist())))
+        means = [_unit(total[:d]), _unit(opening[:d]), _unit(closing[:d])]
+        return np.concatenate([lexical, looks, *means])
+
+
+def quantised(parts: Mapping[str, Vectors]) -> dict[str, NDArray[Any]]:
+    """The encoder's parts by name as tensors to store: the vectors in 8 bits with a scale each, the tables in 16."""
+    scales = np.maximum(np.abs(parts["vectors"]).max(axis=1), 1e-12) / 127
+    return {
+        "vectors": np.round(parts["vectors"] / scales[:, None]).astype(np.int8),
+        "vectors.scale": scales.astype(np.float32),
+        "words": parts["words"].astype(np.float16),
+        "pairs": parts["pairs"].astype(np.float16),
+        **{name: parts[name].astype(np.float32) for name in ("bias", "mean", "scale")},
+    }
+
+
+_PARTS = ("vectors", "words", "pairs", "bias", "mean", "scale")
+
+
+def _restored(tensors: Mapping[str, NDArray[Any]], name: str) -> Vectors:
+    tensor = tensors[name].astype(np.float32)
+    return tensor * tensors["vectors.scale"][:, None] if name == "vectors" else tensor
+
+
+def pair_buckets(ids: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The bucket of each pair of neighbours in ``ids`` (n,), shape (n - 1,)."""
+    return (ids[:-1] * 1_000_003 + ids[1:] * 7_919) & (PAIRS - 1)
+
+
+def _unit(vector: Vectors) -> Vectors:
+    length = float(np.sqrt(vector @ vector))
+    return vector / np.float32(length) if length > 0.0 else vector
 
 
 class SentenceTransformerEncoder:

@@ -48,11 +48,13 @@ class Complexity:
 
     ``success`` is P(acceptable answer | tier), non-decreasing from simple to premium. The class probabilities follow
     from it: a tier is *needed* where it succeeds and the tier below does not; a prompt that no tier can answer counts
-    as simple, since paying more would not help.
+    as simple, since paying more would not help. ``familiarity`` is the share of calibration prompts less like the
+    training data than this one: near 0 the classifier has seen nothing like it.
     """
 
     success: Mapping[Tier, float]
     classifier_version: str
+    familiarity: float = 1.0
 
     @property
     def probabilities(self) -> dict[Tier, float]:

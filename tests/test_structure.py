@@ -9,9 +9,10 @@ PACKAGE = Path(router_ml.__file__).parent
 LAYERS = [
     {"types"},
     {"errors"},
-    {"text", "tokenizer", "catalog", "pricing", "policy", "failover", "provider", "ledger", "registry"},
+    {"text", "tokenizer", "surface", "familiarity", "catalog", "pricing", "policy", "failover", "provider", "ledger", "registry"},
     {"encoder", "simulator"},
     {"classifier"},
+    {"explain"},
     {"router"},
     {"demo"},
     {"cli"},

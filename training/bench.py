@@ -41,9 +41,9 @@ def _minilm(words: list[str], ours: dict[int, list[float]]) -> None:
         print("MiniLM through sentence-transformers: not installed (pip install 'router-ml[train,test]')")
         return
     from router_ml.encoder import SentenceTransformerEncoder
-    from training.retrain import packaged_teacher
+    from training.distill import packaged
 
-    teacher = SentenceTransformerEncoder(packaged_teacher())
+    teacher = SentenceTransformerEncoder(packaged())
     for n in (20, 200):
         times = _times(lambda text: teacher.encode([text]), _prompts(words, n, 30))
         ratio = np.median(times) / np.median(ours[n])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,29 @@ from router_ml.errors import InputError
 from router_ml.ledger import Ledger
 from router_ml.text import judged_text
 from router_ml.types import TIERS, Tier
+from training.outcomes import read_outcomes
 
 STEM_CHARS = 90
+LABELLED = "labelled"
 _NOT_ALNUM = re.compile(r"[\W_]+")
+# An exam's options, from a line that announces them (or the first "A. ") to the end: users rarely write so.
+_OPTIONS = re.compile(r"\n(?:Options:|A[.)] ).*\Z", re.DOTALL)
+
+Names = NDArray[np.str_]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """n prompts as the encoder sees them. ``success``: (n, 3), NaN where a tier was not observed; ``weight``: (n,);
-    ``source``: (n,) names; ``labels``: (n,) tiers, "" where the row comes from outcomes."""
+    ``source``, ``task``, ``language``: (n,) names; ``labels``: (n,) tiers, "" where the row comes from outcomes."""
 
     texts: list[str]
     success: NDArray[np.float64]
     weight: NDArray[np.float64]
-    source: NDArray[np.str_]
-    labels: NDArray[np.str_]
+    source: Names
+    labels: Names
+    task: Names
+    language: Names
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -39,7 +47,11 @@ class Table:
     def rows(self, mask: NDArray[np.bool_]) -> Table:
         """The rows where ``mask`` (n,) holds."""
         texts = [text for text, kept in zip(self.texts, mask, strict=True) if kept]
-        return Table(texts, self.success[mask], self.weight[mask], self.source[mask], self.labels[mask])
+        return Table(texts, *(getattr(self, field.name)[mask] for field in fields(self)[1:]))
+
+    @property
+    def stems(self) -> list[str]:
+        return [stem(text) for text in self.texts]
 
 
 def stem(text: str) -> str:
@@ -47,11 +59,18 @@ def stem(text: str) -> str:
     return _NOT_ALNUM.sub("", text.lower())[:STEM_CHARS]
 
 
+def join(tables: Sequence[Table]) -> Table:
+    """One table of all rows."""
+    columns = (np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(Table)[1:])
+    return Table([text for table in tables for text in table.texts], *columns)
+
+
 def read_labelled(path: Path) -> tuple[Table, Table]:
-    """data/prompts.jsonl -> (training rows, held-out rows). Success is 1 from the labelled tier upwards.
+    """data/prompts.jsonl -> (training rows, held-out rows). A tier's success is the share of the row's ``labels`` (by
+    whoever labelled it) that it satisfies: 1 from the needed tier upwards where all agree.
 
     Raises:
-        InputError: a malformed row, a duplicate id or a stem on both sides of the split, named by file and line.
+        InputError: a malformed row, an id twice or one prompt on both sides of the split, by file and line.
     """
     rows: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
@@ -61,7 +80,7 @@ def read_labelled(path: Path) -> tuple[Table, Table]:
         if row["id"] in ids:
             raise InputError(f"{path}:{number}: id {row['id']!r} occurs twice")
         ids.add(row["id"])
-        if seen.setdefault(stem(row["text"]), row["split"]) != row["split"]:
+        if seen.setdefault(stem(row["whole"]), row["split"]) != row["split"]:
             raise InputError(f"{path}:{number}: the same prompt stands in both splits")
         rows.append(row)
     if not rows:
@@ -72,87 +91,100 @@ def read_labelled(path: Path) -> tuple[Table, Table]:
 def _labelled_row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        text = judged_text(row["prompt"] if "prompt" in row else row["messages"])
-        tier, split = Tier(row["tier"]), row["split"]
+        prompt = row["prompt"] if "prompt" in row else row["messages"]
+        tier, labels = Tier(row["tier"]), [Tier(label) for label in row.get("labels", [row["tier"]])]
+        whole = prompt if isinstance(prompt, str) else "".join(str(message["content"]) for message in prompt)
+        kept = {"id": row["id"], "text": judged_text(prompt), "whole": whole, "tier": tier, "labels": labels}
+        kept |= {name: row[name] for name in ("task", "language", "split")}
     except (ValueError, KeyError, TypeError) as exc:
         raise InputError(
             f"{where}: {exc!r}; a row has id, prompt or messages, task, language, tier, why, split"
         ) from exc
-    if split not in ("train", "test"):
-        raise InputError(f"{where}: split {split!r} is neither train nor test")
-    return {"id": row["id"], "text": text, "tier": tier, "split": split}
+    if kept["split"] not in ("train", "test"):
+        raise InputError(f"{where}: split {kept['split']!r} is neither train nor test")
+    return kept
 
 
 def _labelled_table(rows: Iterable[dict[str, Any]], split: str) -> Table:
     kept = [row for row in rows if row["split"] == split]
-    success = np.array([[float(tier >= row["tier"]) for tier in TIERS] for row in kept]).reshape(-1, len(TIERS))
-    labels = np.array([row["tier"].value for row in kept], dtype=str)
-    return Table([row["text"] for row in kept], success, np.ones(len(kept)), np.full(len(kept), "labelled"), labels)
+    success = [[np.mean([tier >= label for label in row["labels"]]) for tier in TIERS] for row in kept]
+    return Table(
+        [row["text"] for row in kept],
+        np.array(success, dtype=float).reshape(-1, len(TIERS)),
+        np.ones(len(kept)),
+        np.full(len(kept), LABELLED),
+        *(np.array([str(row[name]) for row in kept], dtype=str) for name in ("tier", "task", "language")),
+    )
 
 
-def read_outcomes(paths: Sequence[Path], *, exclude: set[str]) -> tuple[Table, list[str]]:
-    """Outcome files (columns source, prompt, tier, score) -> mean score of each tier's models, and a line per source.
+def outcome_table(
+    paths: Sequence[Path], *, exclude: Collection[str], tiers: Mapping[str, Tier] | None = None
+) -> tuple[Table, list[str]]:
+    """Outcome files -> a row per source and prompt with the mean score of each tier's models, and a line per file.
 
-    Rows whose stem is in ``exclude`` (held-out and benchmark prompts) are dropped. Each source weighs the same in all.
+    Prompts whose stem is in ``exclude`` (held-out and benchmark prompts) are dropped, and an exam's options are cut
+    from every other prompt, so that the format is not what is learned. All sources weigh the same, 1 a row on average.
 
     Raises:
-        InputError: an unreadable file, a missing column or a score outside 0..1.
+        InputError: as ``read_outcomes``.
     """
     frames, lines = [], []
     for path in paths:
-        frame = _read_frame(path)
+        frame, line = read_outcomes(path, tiers)
         frame["stem"] = frame["prompt"].map(stem)
-        clean = frame[~frame["stem"].isin(exclude) & frame["tier"].isin([tier.value for tier in TIERS])]
-        lines.append(
-            f"{path.name}: {len(frame)} rows in, {len(frame) - len(clean)} dropped (no tier, or a held-out stem)"
-        )
+        clean = frame[~frame["stem"].isin(list(exclude))]
         frames.append(clean)
-    if not frames or not sum(map(len, frames)):
-        return Table([], np.empty((0, 3)), np.empty(0), np.empty(0, str), np.empty(0, str)), lines
-    table = pd.concat(frames).pivot_table(index=["source", "stem"], columns="tier", values="score", aggfunc="mean")
-    table = table.reindex(columns=[tier.value for tier in TIERS])
-    first = pd.concat(frames).drop_duplicates(["source", "stem"]).set_index(["source", "stem"])["prompt"]
-    source = table.index.get_level_values("source").to_numpy().astype(str)
-    names, counts = np.unique(source, return_counts=True)
-    weight = 1.0 / counts[np.searchsorted(names, source)]
-    texts = [judged_text(prompt) for prompt in first.loc[table.index]]
-    return Table(texts, table.to_numpy(dtype=float), weight / weight.mean(), source, np.full(len(texts), "")), lines
+        dropped = frame.loc[frame["stem"].isin(list(exclude)), "stem"].nunique()
+        lines.append(f"{line}; {clean['stem'].nunique()} prompts kept, {dropped} dropped (held-out or benchmark stem)")
+    rows = pd.concat(frames) if frames else pd.DataFrame()
+    if rows.empty:
+        return empty(), lines
+    means = rows.pivot_table(index=["source", "stem"], columns="tier", values="score", aggfunc="mean")
+    means = means.reindex(columns=[tier.value for tier in TIERS])
+    first = rows.drop_duplicates(["source", "stem"]).set_index(["source", "stem"]).loc[means.index]
+    source = means.index.get_level_values("source").to_numpy().astype(str)
+    names, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
+    weight = len(source) / (len(names) * counts[inverse])
+    texts = [without_options(text) if number % 2 else text for number, text in enumerate(first["prompt"])]
+    blank = np.full(len(texts), "")
+    return Table(
+        texts, means.to_numpy(float), weight, source, blank, first["task"].to_numpy().astype(str), blank
+    ), lines
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{path} cannot be read as Parquet: {exc}") from exc
-    missing = {"source", "prompt", "tier", "score"} - set(frame.columns)
-    if missing:
-        raise InputError(f"{path} lacks the columns {sorted(missing)}")
-    bad = frame[~frame["score"].between(0.0, 1.0)]
-    if len(bad):
-        raise InputError(f"{path}: row {bad.index[0]}: score {bad['score'].iloc[0]!r} is outside 0..1")
-    return frame
+def without_options(text: str) -> str:
+    """The question of an exam item, without its list of options."""
+    return _OPTIONS.sub("", text) or text
 
 
-def read_ledger(url: str) -> Table:
-    """Answered requests with an outcome: the score counts for the tier that answered, the other tiers are unknown."""
+def ledger_table(url: str, *, exclude: Collection[str] = ()) -> tuple[Table, list[str]]:
+    """Answered requests with an outcome: the score counts for the tier that answered, the other tiers are unknown.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
     ledger = Ledger(url)
     try:
-        rows = ledger.judged()
+        judged = ledger.judged()
     finally:
         ledger.close()
+    rows = [row for row in judged if stem(row["prompt"]) not in exclude]
     success = np.full((len(rows), len(TIERS)), np.nan)
     for number, row in enumerate(rows):
         success[number, Tier(row["tier"]).rank] = row["score"]
+    n, blank = len(rows), np.full(len(rows), "")
+    line = f"ledger: {len(judged)} judged answers in, {len(judged) - n} dropped (held-out or benchmark stem)"
     texts = [row["prompt"] for row in rows]
-    return Table(texts, success, np.ones(len(rows)), np.full(len(rows), "ledger"), np.full(len(rows), ""))
+    return Table(texts, success, np.ones(n), np.full(n, "ledger"), blank, blank, blank), [line]
 
 
-def join(tables: Sequence[Table]) -> Table:
-    """One table of all rows."""
-    return Table(
-        [text for table in tables for text in table.texts],
-        np.concatenate([table.success for table in tables]),
-        np.concatenate([table.weight for table in tables]),
-        np.concatenate([table.source for table in tables]),
-        np.concatenate([table.labels for table in tables]),
-    )
+def empty() -> Table:
+    """A table of no rows."""
+    none = np.empty(0, dtype=str)
+    return Table([], np.empty((0, len(TIERS))), np.empty(0), none, none, none, none)
+
+
+def stems_of(paths: Sequence[Path]) -> set[str]:
+    """Stems of all prompts of benchmark files, with and without their options."""
+    prompts = [prompt for path in paths for prompt in pd.read_parquet(path, columns=["prompt"])["prompt"].unique()]
+    return {stem(text) for prompt in prompts for text in (prompt, without_options(prompt))}

@@ -1,66 +1,101 @@
-"""scikit-learn head and calibration: vectors and success targets -> the layer that numpy evaluates."""
+"""scikit-learn head and calibration: features and success targets -> the layers that numpy evaluates."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neural_network import MLPRegressor
+from tqdm import tqdm
 
-from router_ml.classifier import Layer
+from router_ml.classifier import Layer, forward
 from router_ml.encoder import Vectors
-from router_ml.errors import InputError
+from router_ml.familiarity import distance
 from router_ml.types import TIERS
-from training.dataset import Table
+from training.metrics import Array
 
+CENTRES = 32
+FEW = 200  # rows below which a tenth of them is too few to stop early on
 _CERTAIN = 6.0  # logit of a tier that never failed: 99.75 %
 
 
-def fit_head(x: Vectors, table: Table, *, c: float, outcome_weight: float, seed: int) -> Layer:
-    """A logistic regression per tier on the success targets; ``c`` is scikit-learn's inverse regularisation.
+def fit_head(
+    x: Vectors, success: Array, weight: Array, *, hidden: int, alpha: float, members: int, seed: int
+) -> list[Layer]:
+    """An ensemble of small networks, each with one hidden layer, averaged: which is one network as wide as all of them.
 
-    Each source has an intercept of its own, so that an exam's difficulty does not shift everyday prompts; the one kept
-    for serving is that of the labelled prompts. All outcomes together weigh ``outcome_weight`` times the labelled rows.
-
-    Raises:
-        InputError: no labelled rows.
+    Args:
+        x: features (n, f). ``success`` (n, 3): targets, NaN where a tier was not observed. ``weight`` (n,).
+        hidden: units of a member. ``alpha``: scikit-learn's L2 penalty. ``members``: networks of different seeds.
     """
-    labelled = table.source == "labelled"
-    if not labelled.any():
-        raise InputError("the training table holds no labelled prompts: nothing anchors the tiers")
-    weight = table.weight.copy()
-    if not labelled.all():
-        weight[~labelled] *= outcome_weight * labelled.sum() / weight[~labelled].sum()
-    others = sorted(set(table.source[~labelled]))
-    design = np.hstack([x, *((table.source == name)[:, None].astype(np.float32) for name in others)])
-    rows = [_fit_tier(design, table.success[:, tier.rank], weight, c=c, seed=seed) for tier in TIERS]
-    weights = np.stack([row[0][: x.shape[1]] for row in rows]).astype(np.float32)
-    return weights, np.array([row[1] for row in rows], dtype=np.float32)
+    target = _imputed(x, success, weight)
+    nets = []
+    for number in tqdm(range(members), desc="fit the head", unit="network"):
+        net = MLPRegressor(
+            hidden_layer_sizes=(hidden,),
+            alpha=alpha,
+            learning_rate_init=2e-3,
+            early_stopping=len(x) >= FEW,
+            max_iter=60 if len(x) >= FEW else 400,
+            random_state=seed + number,
+        )
+        with warnings.catch_warnings():  # the number of rounds is a choice here, not a failure to converge
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            nets.append(net.fit(x, target, sample_weight=weight / weight.mean()))
+    first = np.hstack([net.coefs_[0] for net in nets]).T, np.concatenate([net.intercepts_[0] for net in nets])
+    last = np.vstack([net.coefs_[1] for net in nets]).T / members, np.mean([net.intercepts_[1] for net in nets], axis=0)
+    return [(weights.astype(np.float32), biases.astype(np.float32)) for weights, biases in (first, last)]
 
 
-def _fit_tier(
-    design: Vectors, target: NDArray[np.float64], weight: NDArray[np.float64], *, c: float, seed: int
-) -> tuple[NDArray[np.float64], float]:
-    """Coefficients and intercept. A target of .7 is a success of weight .7 and a failure of weight .3."""
-    seen = ~np.isnan(target)
-    x = np.concatenate([design[seen], design[seen]])
-    y = np.concatenate([np.ones(seen.sum()), np.zeros(seen.sum())])
-    w = np.concatenate([weight[seen] * target[seen], weight[seen] * (1 - target[seen])])
-    kept = w > 0
-    if len(set(y[kept])) < 2:  # always or never acceptable: no line to fit
-        return np.zeros(design.shape[1]), _CERTAIN if y[kept].all() else -_CERTAIN
-    model = LogisticRegression(C=c, max_iter=2_000, random_state=seed).fit(x[kept], y[kept], sample_weight=w[kept])
-    return model.coef_[0], float(model.intercept_[0])
-
-
-def calibrate(layer: Layer, x: Vectors, success: NDArray[np.float64]) -> Layer:
-    """Platt scaling per tier on held-out rows (Platt 1999), folded into the layer: a * logit + b is linear too."""
-    weight, bias = (part.astype(np.float64).copy() for part in layer)
+def calibrate(layers: Sequence[Layer], x: Vectors, success: Array) -> list[Layer]:
+    """Platt scaling per tier on held-out rows (Platt 1999), folded into the last layer: a * output + b is linear."""
+    outputs = forward(x, layers).astype(np.float64)
+    weight, bias = (part.astype(np.float64) for part in layers[-1])
     for rank in range(len(TIERS)):
-        target = success[:, rank]
-        if len(set(target)) < 2:
+        seen = ~np.isnan(success[:, rank])
+        target = success[seen, rank]
+        if target.min() == target.max():
+            slope, shift = 0.0, _CERTAIN if target.all() else -_CERTAIN
+        else:
+            slope, shift = _platt(outputs[seen, rank], target)
+        weight[rank], bias[rank] = slope * weight[rank], slope * bias[rank] + shift
+    return [*layers[:-1], (weight.astype(np.float32), bias.astype(np.float32))]
+
+
+def centres(x: Vectors, held: Vectors, *, seed: int) -> tuple[Vectors, Vectors]:
+    """Centres (k, f) of the training features and the sorted distances (m,) of the calibration features from them."""
+    means = MiniBatchKMeans(min(CENTRES, len(x)), n_init=3, random_state=seed).fit(x).cluster_centers_
+    found = means.astype(np.float32)
+    return found, np.sort(distance(held, found)).astype(np.float32)
+
+
+def _platt(output: Array, target: Array) -> tuple[float, float]:
+    """A target of .7 is a success of weight .7 and a failure of weight .3."""
+    x = np.concatenate([output, output])[:, None]
+    y = np.repeat([1, 0], len(target))
+    model = LogisticRegression(C=1e6, max_iter=1_000).fit(x, y, sample_weight=np.concatenate([target, 1 - target]))
+    slope = max(float(model.coef_[0, 0]), 0.0)  # a reversed head would be noise, not knowledge
+    return slope, float(model.intercept_[0])
+
+
+def _imputed(x: Vectors, success: Array, weight: Array) -> Array:
+    """Targets with every tier: one that was not observed is what a ridge regression on those observed expects, kept
+    between the observed tiers below and above it, as a stronger tier is never worse."""
+    filled = success.copy()
+    for rank in range(len(TIERS)):
+        seen = ~np.isnan(success[:, rank])
+        if seen.all():
             continue
-        logit = (x @ weight[rank] + bias[rank])[:, None]
-        platt = LogisticRegression(C=1e6).fit(logit, target)
-        slope = max(float(platt.coef_[0, 0]), 0.0)  # a reversed head would be noise, not knowledge
-        weight[rank], bias[rank] = slope * weight[rank], slope * bias[rank] + float(platt.intercept_[0])
-    return weight.astype(np.float32), bias.astype(np.float32)
+        if not seen.any():
+            filled[:, rank] = 0.5
+            continue
+        model = Ridge(alpha=10.0).fit(x[seen], success[seen, rank], sample_weight=weight[seen])
+        filled[~seen, rank] = model.predict(x[~seen])
+    low = np.fmax.accumulate(np.where(np.isnan(success), 0.0, success), axis=1)
+    high = np.fmin.accumulate(np.where(np.isnan(success), 1.0, success)[:, ::-1], axis=1)[:, ::-1]
+    bounded: Array = np.where(np.isnan(success), np.clip(filled, np.minimum(low, high), high), success)
+    return bounded

