@@ -54,9 +54,9 @@ def _complete(args: argparse.Namespace) -> None:
 def _simulate(args: argparse.Namespace) -> None:
     from router_ml.classifier import ComplexityClassifier
     from router_ml.demo import _tokenizer
-    from router_ml.simulator import Simulator, token_counter
+    from router_ml.simulator import Simulator
 
-    count = token_counter(_tokenizer(ComplexityClassifier.load()))
+    count = _tokenizer(ComplexityClassifier.load()).count
     try:
         with Simulator(count, latency_s=args.latency_ms / 1_000, fault=args.fault, port=args.port) as simulator:
             sys.stderr.write(f"simulated answers at {simulator.base_url}; Ctrl-C ends it\n")

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from router_ml.tokenizer import WordPieceTokenizer
-
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _REPLY = "This is a simulated answer from {model}; no model was called. It stands where an answer would. "
 _STALL_S = 3_600.0
@@ -146,14 +144,6 @@ class Simulator:
         inputs = self._count(json.dumps(messages, ensure_ascii=False))
         outputs = self._count(text)
         return {"prompt_tokens": inputs, "completion_tokens": outputs, "total_tokens": inputs + outputs}
-
-
-def token_counter(tokenizer: WordPieceTokenizer) -> Callable[[str], int]:
-    """Counts of text of any length with our own tokenizer, a piece at a time below its limit."""
-    step = 1_000
-    return lambda text: sum(
-        len(tokenizer.encode(text[start : start + step])) for start in range(0, min(len(text), 1_000_000), step)
-    )
 
 
 async def _misbehave(writer: asyncio.StreamWriter, fault: str) -> bool:

@@ -41,7 +41,8 @@ def judged_text(prompt: Prompt) -> str:
 
 
 def to_messages(prompt: Prompt) -> list[Any]:
-    """Chat messages to send: a string becomes one user turn; lone surrogates, which JSON cannot carry, become U+FFFD.
+    """Chat messages to send, as mappings: a string becomes one user turn; lone surrogates, which JSON cannot carry,
+    become U+FFFD.
 
     Raises:
         InputError: empty, neither text nor messages, or without a user turn.
@@ -111,6 +112,8 @@ def _repair(text: str) -> str:
 def _repair_all(value: Any) -> Any:
     if isinstance(value, str):
         return _repair(value)
+    if hasattr(value, "model_dump"):  # the SDK's own message objects
+        value = value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
         return {key: _repair_all(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

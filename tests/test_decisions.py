@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from router_ml import Offer, Provider, Tier, Usage
+from router_ml.breaker import Breaker
 from router_ml.errors import ProviderUnavailable, RequestRejected
-from router_ml.failover import failover
+from router_ml.failover import RetryBudget, failover
 from router_ml.policy import Calibration, Rates, choose, solve
 from router_ml.pricing import cost
 from router_ml.types import Price
@@ -52,6 +53,8 @@ def drive(errors: list[Exception], *, attempts: int = 3, deadline_s: float = 10)
         deadline_s=deadline_s,
         attempt_timeout_s=5,
         max_attempts=attempts,
+        breaker=Breaker(failures=9, cooldown_s=9, now=lambda: clock[0]),
+        budget=RetryBudget(),
         now=lambda: clock[0],
         jitter=lambda: 1.0,
     )

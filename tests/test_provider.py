@@ -6,7 +6,8 @@ import pytest
 from openai.types import CompletionUsage
 
 from router_ml import Catalog, Tier
-from router_ml.provider import Endpoint, read_usage
+from router_ml.provider import Endpoint
+from router_ml.reply import read_usage
 from router_ml.simulator import Simulator
 
 CATALOG = Catalog.load()

@@ -104,6 +104,7 @@ def test_all_failing_is_one_error_with_every_attempt(make_router: MakeRouter) ->
         ("hi", {"quality": 0.0}, ConfigError),
         ("hi", {"quality": 1.01}, ConfigError),
         ("hi", {"stream": True}, InputError),
+        ("hi", {"timeout": 0}, InputError),
         ("hi", {"model": "gpt-4o"}, InputError),
         ("hi", {"no_such_argument": 1}, InputError),
     ],
