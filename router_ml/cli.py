@@ -245,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     simulate = command("simulate", _simulate, "serve simulated answers on 127.0.0.1")
     simulate.add_argument("--port", type=int, default=8642)
     simulate.add_argument("--latency-ms", type=float, default=0.0)
-    simulate.add_argument("--fault", default="", help="a status code, reset, stall, html, empty, null or cut")
+    simulate.add_argument(
+        "--fault", default="", help="a status code, reset, stall, html, cut:20, 500%%10 ...: see router_ml.faults"
+    )
     log = command("log", _log, "list recent requests")
     log.add_argument("--limit", type=int, default=20)
     log.add_argument("--database", help="SQLAlchemy URL of the ledger")

@@ -25,7 +25,7 @@ from router_ml.needs import CHARS_PER_TOKEN, needs_of
 from router_ml.profile import checked
 from router_ml.provider import AsyncEndpoint, Endpoint
 from router_ml.session import Held, Sessions
-from router_ml.text import Prompt, judged_text, to_messages
+from router_ml.text import Prompt, judged_text, repaired, to_messages
 from router_ml.types import Decision, Tier
 
 E = TypeVar("E", Endpoint, AsyncEndpoint)
@@ -107,6 +107,7 @@ class Intake(Generic[E]):
         messages = to_messages(prompt)
         params = checked({name: value for name, value in openai_kwargs.items() if name != "stream"})
         deadline_s = _deadline_s(params.pop("timeout", None), self.settings.deadline_s)
+        params = repaired(params)
         held = self._sessions.get(session) if session is not None else None
         decision = self._decider.decide(prompt, needs_of(messages, params), wanted, pin=pin, held=held)
         plan = failover(

@@ -162,11 +162,14 @@ def translate(exc: Exception, who: str, api_key: str | None) -> ProviderError | 
     import openai
 
     if isinstance(exc, openai.APITimeoutError | TimeoutError):
-        return ProviderUnavailable(f"{who} did not answer in time", billed=None)
+        unconnected = type(exc.__cause__).__name__ == "ConnectTimeout"
+        return ProviderUnavailable(f"{who} did not answer in time", billed=False if unconnected else None)
     if isinstance(exc, openai.APIStatusError):
         return _status_error(exc, who, api_key)
     if isinstance(exc, openai.APIConnectionError):
         cause = type(exc.__cause__).__name__
+        if cause == "LocalProtocolError":  # keys and addresses are checked before: this came from the caller
+            return InputError("extra_headers hold what no HTTP header can carry")
         if cause == "DecodingError":
             return ProviderUnavailable(
                 f"{who} answered with a body that cannot be unpacked or is too large", billed=None
@@ -179,8 +182,8 @@ def translate(exc: Exception, who: str, api_key: str | None) -> ProviderError | 
         return ProviderUnavailable(f"{who} sent an error in a 200 reply", status=200, billed=None)
     if isinstance(exc, openai.OpenAIError):
         return ProviderUnavailable(f"{who}: the SDK refused the call ({type(exc).__name__})", retryable=False)
-    if isinstance(exc, TypeError):
-        return InputError("chat.completions.create does not take these arguments: the SDK raised TypeError")
+    if isinstance(exc, TypeError | UnicodeEncodeError):
+        return InputError(f"chat.completions.create does not take these arguments ({type(exc).__name__} in the SDK)")
     what = "what is not JSON" if isinstance(exc, json.JSONDecodeError) else type(exc).__name__
     return ProviderUnavailable(f"{who} answered with {what}", billed=None)
 

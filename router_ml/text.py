@@ -52,7 +52,7 @@ def to_messages(prompt: Prompt) -> list[Any]:
             raise InputError("the prompt is empty: pass the text to be answered")
         return [{"role": "user", "content": _repair(prompt)}]
     _last_turns(prompt)
-    return [_repair_all(message) for message in prompt]
+    return [repaired(message) for message in prompt]
 
 
 def _last_turns(messages: object) -> tuple[str, str]:
@@ -109,13 +109,14 @@ def _repair(text: str) -> str:
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
-def _repair_all(value: Any) -> Any:
+def repaired(value: Any) -> Any:
+    """``value`` (of JSON, or the SDK's message objects) as plain JSON values without lone surrogates."""
     if isinstance(value, str):
         return _repair(value)
-    if hasattr(value, "model_dump"):  # the SDK's own message objects
+    if hasattr(value, "model_dump") and not isinstance(value, type):
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
-        return {key: _repair_all(item) for key, item in value.items()}
+        return {key: repaired(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_repair_all(item) for item in value]
+        return [repaired(item) for item in value]
     return value

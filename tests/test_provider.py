@@ -59,7 +59,7 @@ def test_profile(name: str, simulator: Simulator) -> None:
     assert ("name" in sent["messages"][0]) == (name not in ("groq", "mistral"))
     assert sent["temperature"] == (1.0 if name == "anthropic" else 1.5)
     assert sent["tool_choice"] == ("any" if name == "mistral" else "required")
-    assert "simulated" in reply.text
+    assert reply.response.choices[0].finish_reason == "tool_calls"
     assert reply.usage is not None
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == simulator.billed_tokens[0]
 

@@ -10,7 +10,7 @@ LAYERS = [
     {"types"},
     {"errors"},
     {"text", "tokenizer", "catalog", "pricing", "policy", "breaker", "needs", "wire", "profile", "ledger", "registry"},
-    {"encoder", "faults", "failover", "reply", "session"},
+    {"encoder", "failover", "reply", "session", "faults", "simulated"},
     {"classifier", "simulator", "live", "exchange"},
     {"provider", "decider", "stream"},
     {"intake", "client"},
