@@ -58,11 +58,16 @@ def _simulate(args: argparse.Namespace) -> None:
 
     count = _tokenizer(ComplexityClassifier.load()).count
     try:
-        with Simulator(count, latency_s=args.latency_ms / 1_000, fault=args.fault, port=args.port) as simulator:
+        simulator = Simulator(
+            count, latency_s=args.latency_ms / 1_000, fault=args.fault, port=args.port, keep_requests=False
+        )
+        with simulator:
             sys.stderr.write(f"simulated answers at {simulator.base_url}; Ctrl-C ends it\n")
             threading.Event().wait()
     except OSError as exc:
         raise InputError(f"port {args.port} cannot be had: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InputError(str(exc)) from None
 
 
 def _log(args: argparse.Namespace) -> None:

@@ -116,7 +116,8 @@ class Router(Intake[Endpoint]):
         """Drive the failover until an offer answers."""
         step = exchange.first()
         while step is not None:
-            time.sleep(step.delay_s)
+            if step.delay_s > 0:  # sleep(0) would give the interpreter away
+                time.sleep(step.delay_s)
             try:
                 return call(exchange, step)
             except ProviderError as error:
@@ -216,7 +217,8 @@ class AsyncRouter(Intake[AsyncEndpoint]):
     async def _first_to(self, exchange: Exchange, call: Callable[[Exchange, Step], Awaitable[Opened]]) -> Opened:
         step = exchange.first()
         while step is not None:
-            await asyncio.sleep(step.delay_s)
+            if step.delay_s > 0:
+                await asyncio.sleep(step.delay_s)
             try:
                 return await call(exchange, step)
             except ProviderError as error:
