@@ -34,16 +34,17 @@ def checked(params: Mapping[str, Any]) -> dict[str, Any]:
 def outgoing(
     provider: Provider, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The SDK call as the provider's profile wants it, and the names of what had to be left out."""
+    """The JSON body as the profile wants it (with ``extra_headers`` and ``extra_query`` still beside), and the
+    names of what had to be left out."""
     dropped = [name for name in params if name in provider.drop_params]
     request = {name: value for name, value in params.items() if name not in provider.drop_params}
-    body: dict[str, Any] = {**provider.extra_body, **offer.extra_body, **(request.pop("extra_body", None) or {})}
+    extra = {**provider.extra_body, **offer.extra_body, **(request.pop("extra_body", None) or {})}
     for name, values in provider.rename_values.items():
         if isinstance(request.get(name), str):
             request[name] = values.get(request[name], request[name])
     for name, theirs in provider.rename_params.items():
         if name in request:
-            body[theirs] = request.pop(name)  # through the body: the SDK's signature may not know their name
+            request[theirs] = request.pop(name)
     temperature = request.get("temperature")
     if provider.max_temperature is not None and isinstance(temperature, int | float):
         request["temperature"] = min(temperature, provider.max_temperature)
@@ -55,10 +56,7 @@ def outgoing(
             {key: value for key, value in message.items() if key not in provider.drop_message_fields}
             for message in messages
         ]
-    request |= {"model": offer.model, "messages": list(messages)}
-    if body:
-        request["extra_body"] = body
-    return request, dropped
+    return {**request, "model": offer.model, "messages": list(messages), **extra}, dropped
 
 
 def streaming(provider: Provider, request: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +72,5 @@ def streaming(provider: Provider, request: dict[str, Any]) -> dict[str, Any]:
 def without_refused(provider: Provider, request: Mapping[str, Any], complaint: str) -> tuple[dict[str, Any], list[str]]:
     """``request`` without the optional parameters that the provider's ``complaint`` names, and their names."""
     words = set("".join(char if char.isalnum() or char == "_" else " " for char in complaint).split())
-    body = dict(request.get("extra_body") or {})
-    refused = [name for name in provider.retry_without if name in words and (name in request or name in body)]
-    kept = {name: value for name, value in request.items() if name not in refused}
-    if body:
-        kept["extra_body"] = {name: value for name, value in body.items() if name not in refused}
-    return kept, sorted(refused)
+    refused = sorted(name for name in provider.retry_without if name in words and name in request)
+    return {name: value for name, value in request.items() if name not in refused}, refused

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from router_ml import wire
 from router_ml.errors import ConfigError, InputError, ProviderError, RequestRejected
@@ -119,7 +120,7 @@ class Endpoint(_Account):
         failure: ProviderError | InputError
         try:
             with wire.deadline(end_s):
-                return self._client.chat.completions.create(**request, timeout=max(1e-3, end_s - time.monotonic()))
+                return self._client.post(**_posted(request, end_s), stream_cls=openai.Stream[ChatCompletionChunk])
         except _SDK_ERRORS as exc:
             failure = self._ours(exc, offer)
         kept = self._second_try(request, failure) if again else None
@@ -154,13 +155,28 @@ class AsyncEndpoint(_Account):
 
     async def _call(self, offer: Offer, request: dict[str, Any], end_s: float, *, again: bool = True) -> Any:
         failure: ProviderError | InputError
-        left = max(1e-3, end_s - time.monotonic())
         try:
-            async with asyncio.timeout(left):
-                return await self._client.chat.completions.create(**request, timeout=left)
+            async with asyncio.timeout(end_s - time.monotonic()):
+                return await self._client.post(
+                    **_posted(request, end_s), stream_cls=openai.AsyncStream[ChatCompletionChunk]
+                )
         except _SDK_ERRORS as exc:  # TimeoutError is an OSError
             failure = self._ours(exc, offer)
         kept = self._second_try(request, failure) if again else None
         if kept is not None:
             return await self._call(offer, kept, end_s, again=False)
         raise failure
+
+
+def _posted(request: Mapping[str, Any], end_s: float) -> dict[str, Any]:
+    """Arguments of the SDK's own ``client.post``. What ``chat.completions.create`` does before it, rebuilding every
+    message by its type, takes longer than all of our work, and ours are plain JSON already."""
+    body = dict(request)
+    options = {
+        "headers": body.pop("extra_headers", None) or {},
+        "params": body.pop("extra_query", None) or {},
+        "timeout": max(1e-3, end_s - time.monotonic()),
+        "security": {"bearer_auth": True},  # never an admin key of the environment
+    }
+    stream = bool(body.get("stream"))
+    return {"path": "/chat/completions", "cast_to": ChatCompletion, "body": body, "options": options, "stream": stream}

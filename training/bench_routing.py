@@ -38,7 +38,9 @@ def provider(latency_s: float = 0.0) -> Iterator[str]:
     """Base URL of a loopback provider in another process; its answers are as long as a usual one, 2,000 characters."""
     with Popen([sys.executable, "-c", _SERVE, str(latency_s)], stdin=PIPE, stdout=PIPE, text=True) as process:  # noqa: S603
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        base_url = process.stdout.readline().strip()
+        assert base_url, "the loopback provider did not start"
+        yield base_url
         process.communicate()
 
 
