@@ -85,8 +85,12 @@ class Exchange:
         self._note(*self._priced(tally.usage, tally.said, tally), str(error) if error else None)
         self._close(error or Verdict.ANSWERED, "failed" if error else "answered")
 
-    def cancelled(self, tally: Tally) -> None:
-        """The caller left a stream: what has arrived is billed, and says nothing of the provider."""
+    def left(self, tally: Tally) -> None:
+        """The caller left a stream: what has arrived is billed, and says nothing of the provider. Unless all that
+        matters had arrived: then it is an answer."""
+        if tally.complete:
+            self.streamed(tally)
+            return
         self._note(*self._priced(tally.usage, tally.said, tally), "cancelled by the caller")
         self.end()
 

@@ -61,8 +61,8 @@ class Router(Intake[Endpoint]):
             RequestFailed: no offer answered within the deadline; carries every attempt.
         """
         exchange = self._exchange(prompt, tier, model, quality, session, openai_kwargs)
-        self._start(exchange)
         try:
+            self._start(exchange)
             return exchange.answered(self._first_to(exchange, self._whole))
         finally:
             self._finish(exchange)
@@ -80,8 +80,8 @@ class Router(Intake[Endpoint]):
         """As ``complete``, chunk by chunk. Returns when the first content has arrived; up to there another offer may
         take over, after it a failure is StreamInterrupted. The deadline is that of the first content."""
         exchange = self._exchange(prompt, tier, model, quality, session, openai_kwargs)
-        self._start(exchange)
         try:
+            self._start(exchange)
             live = self._first_to(exchange, self._opened)
             exchange.first_content()
         except BaseException:
@@ -169,11 +169,11 @@ class AsyncRouter(Intake[AsyncEndpoint]):
     ) -> Completion:
         """As ``Router.complete``."""
         exchange = self._exchange(prompt, tier, model, quality, session, openai_kwargs)
-        await self._start(exchange)
         try:
+            await self._start(exchange)
             return exchange.answered(await self._first_to(exchange, self._whole))
         finally:
-            await asyncio.shield(self._finish(exchange))  # a cancelled caller's row is written all the same
+            await self._finish(exchange)
 
     async def stream(
         self,
@@ -187,12 +187,12 @@ class AsyncRouter(Intake[AsyncEndpoint]):
     ) -> AsyncRoutedStream:
         """As ``Router.stream``."""
         exchange = self._exchange(prompt, tier, model, quality, session, openai_kwargs)
-        await self._start(exchange)
         try:
+            await self._start(exchange)
             live = await self._first_to(exchange, self._opened)
             exchange.first_content()
         except BaseException:
-            await asyncio.shield(self._finish(exchange))
+            await self._finish(exchange)
             raise
         return await AsyncRoutedStream(exchange, live, functools.partial(self._finish, exchange)).begin()
 
@@ -247,7 +247,7 @@ class AsyncRouter(Intake[AsyncEndpoint]):
         exchange.end()
         self._keep_session(exchange)
         row = (exchange.request_id, exchange.status, exchange.attempts, datetime.now(UTC))
-        await asyncio.to_thread(self.ledger.finish, *row)
+        await asyncio.shield(asyncio.to_thread(self.ledger.finish, *row))  # written even if we are cancelled again
 
 
 @functools.cache

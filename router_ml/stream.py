@@ -5,7 +5,6 @@ The relay is a generator, so that a stream that is closed, cancelled or simply d
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import aclosing
 from types import TracebackType
@@ -39,13 +38,6 @@ class _Accounted:
         """The content that has arrived."""
         return self._tally.text
 
-    def _left(self) -> None:
-        """The caller went: cancelled, unless all that matters had arrived."""
-        if self._tally.complete:
-            self._exchange.streamed(self._tally)
-        else:
-            self._exchange.cancelled(self._tally)
-
 
 class RoutedStream(_Accounted):
     """Chunks of a chat completion. Iterate it, or use it in a ``with`` block to be sure that it is closed.
@@ -56,7 +48,7 @@ class RoutedStream(_Accounted):
     def __init__(self, exchange: Exchange, live: Live, finish: Callable[[], None]) -> None:
         """``finish`` writes the exchange to the books, and is called once."""
         super().__init__(exchange, live)
-        self._chunks = self._relay(live, finish)
+        self._chunks = _relay(exchange, live, finish)
         next(self._chunks)  # a generator that never began would not see its end
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -79,30 +71,13 @@ class RoutedStream(_Accounted):
     ) -> None:
         self.close()
 
-    def _relay(self, live: Live, finish: Callable[[], None]) -> Generator[Chunk | None]:
-        try:
-            yield None
-            yield from live
-            self._exchange.streamed(live.tally)
-        except StreamInterrupted as error:
-            self._exchange.streamed(live.tally, error)
-            raise
-        except BaseException:  # closed, dropped or interrupted from outside
-            self._left()
-            raise
-        finally:
-            try:
-                live.close()
-            finally:
-                finish()
-
 
 class AsyncRoutedStream(_Accounted):
     """``RoutedStream`` for ``async for`` and ``async with``; cancelling the task that iterates closes it."""
 
     def __init__(self, exchange: Exchange, live: AsyncLive, finish: Callable[[], Coroutine[Any, Any, None]]) -> None:
         super().__init__(exchange, live)
-        self._chunks = self._relay(live, finish)
+        self._chunks = _relay_async(exchange, live, finish)
 
     async def begin(self) -> AsyncRoutedStream:
         await anext(self._chunks)
@@ -130,23 +105,45 @@ class AsyncRoutedStream(_Accounted):
     ) -> None:
         await self.close()
 
-    async def _relay(
-        self, live: AsyncLive, finish: Callable[[], Coroutine[Any, Any, None]]
-    ) -> AsyncGenerator[Chunk | None]:
+
+# Functions, not methods: a generator that held its stream would be a cycle, and a dropped stream would stay open.
+
+
+def _relay(exchange: Exchange, live: Live, finish: Callable[[], None]) -> Generator[Chunk | None]:
+    try:
+        yield None
+        yield from live
+        exchange.streamed(live.tally)
+    except StreamInterrupted as error:
+        exchange.streamed(live.tally, error)
+        raise
+    except BaseException:  # closed, dropped or interrupted from outside
+        exchange.left(live.tally)
+        raise
+    finally:
         try:
-            yield None
-            async with aclosing(live.chunks()) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            self._exchange.streamed(live.tally)
-        except StreamInterrupted as error:
-            self._exchange.streamed(live.tally, error)
-            raise
-        except BaseException:
-            self._left()
-            raise
+            live.close()
         finally:
-            try:
-                await live.close()
-            finally:
-                await asyncio.shield(finish())  # a cancelled caller's row is written all the same
+            finish()
+
+
+async def _relay_async(
+    exchange: Exchange, live: AsyncLive, finish: Callable[[], Coroutine[Any, Any, None]]
+) -> AsyncGenerator[Chunk | None]:
+    try:
+        yield None
+        async with aclosing(live.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        exchange.streamed(live.tally)
+    except StreamInterrupted as error:
+        exchange.streamed(live.tally, error)
+        raise
+    except BaseException:
+        exchange.left(live.tally)
+        raise
+    finally:
+        try:
+            await live.close()
+        finally:
+            await finish()

@@ -17,6 +17,7 @@ settings.register_profile("offline", derandomize=True, deadline=None)
 settings.load_profile("offline")
 
 MakeRouter = Callable[..., Any]
+CATALOG = Catalog.load()
 CANARY_KEY = "sk-canary-0123456789"
 
 
@@ -102,7 +103,7 @@ def build(simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path
         catalog: Catalog | None = None,
         **changes: object,
     ) -> Any:
-        catalog = catalog or Catalog.load()
+        catalog = catalog or CATALOG
         providers = {
             name: replace(provider, base_url=(urls or {}).get(name, simulator.base_url), key_env="KEY")
             for name, provider in catalog.providers.items()
