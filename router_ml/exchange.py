@@ -113,7 +113,13 @@ class Exchange:
 
     @property
     def routed(self) -> Routed:
-        return Routed(self.request_id, self.decision, tuple(self.attempts))
+        """So far; an attempt under way is the last, with neither usage nor cost yet."""
+        attempts = tuple(self.attempts)
+        if self._calling is not None:
+            offer, started_at, clock = self._calling
+            duration_ms = (time.perf_counter() - clock) * 1_000
+            attempts += (Attempt(offer, started_at, duration_ms, first_content_ms=self._first_content_ms),)
+        return Routed(self.request_id, self.decision, attempts)
 
     def _close(self, result: Result, status: str) -> None:
         self.status = status

@@ -21,6 +21,7 @@ from router_ml.reply import Tally, translate
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionChunk as Chunk
 
+TRAILER_S = 2.0  # for the usage after the last finish_reason: the answer is complete without it
 # ValueError: an event that is not JSON, bytes that are not UTF-8. The others come bare from the SDK's reading.
 STREAM_ERRORS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, ValueError, OSError)
 
@@ -38,6 +39,8 @@ class _State:
         """Note it; False where it is the usage that only we asked for. Raises ProviderUnavailable for an error."""
         if self.tally.add(chunk):
             self.due_s = time.monotonic() + self._idle_s
+        elif self.tally.complete:
+            self.due_s = min(self.due_s, time.monotonic() + TRAILER_S)
         return bool(chunk.choices) or chunk.usage is None or self._usage_wanted
 
     def failure(self, error: Exception) -> ProviderError | InputError:

@@ -25,7 +25,7 @@ class _Accounted:
 
     @property
     def router(self) -> Routed:
-        """What was decided and tried so far; the answer's own attempt is in it once the stream has ended."""
+        """What was decided and tried so far; usage and cost are known once the stream has ended."""
         return self._exchange.routed
 
     @property
