@@ -8,7 +8,7 @@
 | ``stall`` ``stall-head`` ``stall-body`` | silence from there on |
 | ``slow:0.03`` | the right answer, head and all, a byte at a time, so many seconds apart |
 | ``keepalive`` | a 200, then blank lines (in a stream: SSE comments) for ever |
-| ``html`` ``empty`` ``garbage`` ``list`` ``null`` ``error`` | a 200 with that body (choices: null; an error) |
+| ``html`` ``empty`` ``truncated`` ``garbage`` ``list`` ``null`` ``error`` | a 200 with such a body |
 | ``absurd:-1`` | a right answer with that many completion tokens in its usage |
 | ``bomb`` ``huge`` | a 200 of 1 GB of blanks, gzipped or not |
 | ``unsupported:name`` | a 422 that names the parameter, for as long as it is sent |
@@ -35,6 +35,7 @@ _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found"
 _BODIES = {
     "html": b"<html><body>gateway</body></html>",
     "empty": b"",
+    "truncated": b'{"id": "x", "object": "chat.completion", "choices": [{"index": 0, "mess',
     "garbage": b"\x00\xff{not json",
     "list": b'[{"error": {"code": 400}}]',
     "null": b'{"id": "x", "object": "chat.completion", "choices": null}',

@@ -28,6 +28,7 @@ from router_ml.session import Held, Sessions
 from router_ml.text import Prompt, judged_text, repaired, to_messages
 from router_ml.types import Decision, Tier
 
+MAX_SESSION_CHARS = 256
 E = TypeVar("E", Endpoint, AsyncEndpoint)
 
 
@@ -102,6 +103,8 @@ class Intake(Generic[E]):
         """A request that is checked and decided, but not yet in the books."""
         if openai_kwargs.get("stream"):
             raise InputError("complete() returns whole answers: call stream() for a stream")
+        if session is not None and not (isinstance(session, str) and len(session) <= MAX_SESSION_CHARS):
+            raise InputError(f"session is a str of at most {MAX_SESSION_CHARS} characters")
         wanted = self.quality if quality is None else check_quality(quality)
         pin = self._pin(tier, model)
         messages = to_messages(prompt)

@@ -110,22 +110,26 @@ class Endpoint(_Account):
         """A stream, read up to its first content: that is due in ``timeout_s``, each next one in ``idle_s``. Raises as
         ``complete``."""
         end_s = time.monotonic() + timeout_s
-        stream = self._call(offer, streaming(self.provider, self._request(offer, messages, params)), end_s)
+        stream = self._call(offer, streaming(self.provider, self._request(offer, messages, params)), end_s, idle_s)
         return Live(**self._live(offer, end_s, idle_s, params)).begin(stream)
 
     def close(self) -> None:
         self._client.close()
 
-    def _call(self, offer: Offer, request: dict[str, Any], end_s: float, *, again: bool = True) -> Any:
+    def _call(
+        self, offer: Offer, request: dict[str, Any], end_s: float, idle_s: float = 0.0, *, again: bool = True
+    ) -> Any:
         failure: ProviderError | InputError
         try:
             with wire.deadline(end_s):
-                return self._client.post(**_posted(request, end_s), stream_cls=openai.Stream[ChatCompletionChunk])
+                return self._client.post(
+                    **_posted(request, end_s, idle_s), stream_cls=openai.Stream[ChatCompletionChunk]
+                )
         except _SDK_ERRORS as exc:
             failure = self._ours(exc, offer)
         kept = self._second_try(request, failure) if again else None
         if kept is not None:
-            return self._call(offer, kept, end_s, again=False)
+            return self._call(offer, kept, end_s, idle_s, again=False)
         raise failure  # outside the except clause, so that it has no context
 
 
@@ -147,35 +151,39 @@ class AsyncEndpoint(_Account):
         self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any], timeout_s: float, idle_s: float
     ) -> AsyncLive:
         end_s = time.monotonic() + timeout_s
-        stream = await self._call(offer, streaming(self.provider, self._request(offer, messages, params)), end_s)
+        stream = await self._call(
+            offer, streaming(self.provider, self._request(offer, messages, params)), end_s, idle_s
+        )
         return await AsyncLive(**self._live(offer, end_s, idle_s, params)).begin(stream)
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _call(self, offer: Offer, request: dict[str, Any], end_s: float, *, again: bool = True) -> Any:
+    async def _call(
+        self, offer: Offer, request: dict[str, Any], end_s: float, idle_s: float = 0.0, *, again: bool = True
+    ) -> Any:
         failure: ProviderError | InputError
         try:
             async with asyncio.timeout(end_s - time.monotonic()):
                 return await self._client.post(
-                    **_posted(request, end_s), stream_cls=openai.AsyncStream[ChatCompletionChunk]
+                    **_posted(request, end_s, idle_s), stream_cls=openai.AsyncStream[ChatCompletionChunk]
                 )
         except _SDK_ERRORS as exc:  # TimeoutError is an OSError
             failure = self._ours(exc, offer)
         kept = self._second_try(request, failure) if again else None
         if kept is not None:
-            return await self._call(offer, kept, end_s, again=False)
+            return await self._call(offer, kept, end_s, idle_s, again=False)
         raise failure
 
 
-def _posted(request: Mapping[str, Any], end_s: float) -> dict[str, Any]:
+def _posted(request: Mapping[str, Any], end_s: float, idle_s: float) -> dict[str, Any]:
     """Arguments of the SDK's own ``client.post``. What ``chat.completions.create`` does before it, rebuilding every
     message by its type, takes longer than all of our work, and ours are plain JSON already."""
     body = dict(request)
     options = {
         "headers": body.pop("extra_headers", None) or {},
         "params": body.pop("extra_query", None) or {},
-        "timeout": max(1e-3, end_s - time.monotonic()),
+        "timeout": max(1e-3, end_s - time.monotonic(), idle_s),  # of each read; the rest of a stream has idle_s
         "security": {"bearer_auth": True},  # never an admin key of the environment
     }
     stream = bool(body.get("stream"))

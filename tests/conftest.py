@@ -125,6 +125,8 @@ def build(simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path
     yield make
     for router in made:
         router.close()
+    for file in tmp_path.glob("*.db*"):
+        assert CANARY_KEY.encode() not in file.read_bytes()
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from router_ml import Catalog, Complexity, ComplexityClassifier, Offer, Tier
+import pytest
+
+from router_ml import Catalog, Complexity, ComplexityClassifier, InputError, Offer, Tier
 from router_ml.session import Held, Sessions, stay_or_move
 from router_ml.types import Price
 
@@ -96,6 +98,12 @@ def test_a_conversation_keeps_its_tier_and_provider_and_moves_up_when_needed(
     assert "session stays at premium" in held.decision.reason
     assert router.complete(turns, session="another").tier is Tier.SIMPLE
     assert router.complete(turns).tier is Tier.SIMPLE
+
+
+def test_a_session_is_a_short_string(make_either: MakeRouter) -> None:
+    for session in ("x" * 257, 5, ["s"]):
+        with pytest.raises(InputError, match="session"):
+            make_either().complete("hi", session=session)
 
 
 def test_the_offer_that_answered_is_asked_first(make_either: MakeRouter, classifier: ComplexityClassifier) -> None:

@@ -64,7 +64,19 @@ def test_several_choices_and_tool_calls_stream(make_either: MakeRouter) -> None:
     assert router.ledger.recent()[0]["status"] == "answered"
 
 
-BEFORE = ["500", "reset", "html", "empty", "null", "cut:0", "stall:0", "error:0", "garbage:0", "unfinished:0"]
+BEFORE = [
+    "500",
+    "reset",
+    "html",
+    "empty",
+    "truncated",
+    "null",
+    "cut:0",
+    "stall:0",
+    "error:0",
+    "garbage:0",
+    "unfinished:0",
+]
 
 
 @pytest.mark.parametrize("fault", [*BEFORE, "keepalive", "keepalive:0", "blank:0"])
@@ -192,6 +204,13 @@ def test_a_dropped_stream_is_accounted_for(make_router: MakeRouter) -> None:
     router = make_router()
     router.stream("hi", "simple")
     assert last_attempt(router)["status"] == "interrupted"
+
+
+def test_the_deadline_of_a_stream_is_that_of_its_first_content(make_either: MakeRouter, simulator: Simulator) -> None:
+    simulator._token_s, simulator._count = 0.25, lambda text: 5 * len(text)  # one sentence: few tokens, slowly
+    stream = make_either().stream("hi", "simple", timeout=0.2, stop="answer")
+    assert stream.text == "This"
+    assert content(list(stream)) == "This is a simulated "
 
 
 def test_s7_all_failing_before_the_first_token_is_the_error(make_either: MakeRouter) -> None:
