@@ -232,6 +232,17 @@ def test_f10_over_1000_requests(make_either: MakeRouter, simulator: Simulator, p
     check_f10(make_either({PRIMARY: f"500%{percent}"}), simulator, 1_000)
 
 
+def test_a_kept_connection_that_the_provider_closed_is_not_used_again(
+    make_either: MakeRouter, simulator: Simulator
+) -> None:
+    router = make_either()
+    router.complete("hi", "simple")
+    for task in list(simulator._open):
+        simulator._loop.call_soon_threadsafe(task.cancel)
+    time.sleep(0.1)
+    assert [a.answered for a in router.complete("hi", "simple").attempts] == [True]
+
+
 def test_f11_a_reset_after_the_work_was_done_is_possibly_billed_and_not_free(make_either: MakeRouter) -> None:
     router = make_either(dict.fromkeys(EVERYONE, "reset-billed"))
     with pytest.raises(RequestFailed):

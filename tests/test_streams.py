@@ -175,8 +175,9 @@ def test_s6_a_cancelled_task_closes_upstream(make_router: MakeRouter, simulator:
     driven = make_router(kind="async")
 
     async def read_a_while() -> None:
+        stream = await driven.router.stream("hi", "simple")
         async with asyncio.timeout(0.1):
-            async for _ in await driven.router.stream("hi", "simple"):
+            async for _ in stream:
                 pass
 
     with pytest.raises(TimeoutError):

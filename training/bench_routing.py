@@ -82,7 +82,7 @@ def overhead(base_url: str, folder: str) -> None:
     print(f"{extra_ms:.2f} ms more, ledger on")
 
 
-async def throughput(base_url: str, folder: str, requests: int = 1_000, rounds: int = 3) -> None:
+async def throughput(base_url: str, folder: str, requests: int = 1_000, rounds: int = 5) -> None:
     """Requests a second at 50 concurrent, bare and routed in turn."""
     client = openai.AsyncOpenAI(api_key="none", base_url=base_url, max_retries=0)
     prompts = (workload() * (requests // 100))[:requests]
@@ -97,8 +97,12 @@ async def throughput(base_url: str, folder: str, requests: int = 1_000, rounds: 
             rates["bare"].append(requests / await _concurrently(bare, prompts))
             rates["routed"].append(requests / await _concurrently(router.complete, prompts))
     await client.close()
-    ours, theirs = np.median(rates["routed"]), np.median(rates["bare"])
-    print(f"{CONCURRENT} concurrent: AsyncOpenAI {theirs:,.0f}/s, AsyncRouter {ours:,.0f}/s: {ours / theirs:.0%}")
+    shares = np.array(rates["routed"]) / np.array(rates["bare"])
+    theirs, ours = (f"{np.median(rates[name]):,.0f}/s" for name in ("bare", "routed"))
+    print(
+        f"{CONCURRENT} concurrent: AsyncOpenAI {theirs}, AsyncRouter {ours}: {np.median(shares):.0%} in turn, ", end=""
+    )
+    print(f"{shares.min():.0%} to {shares.max():.0%}")
 
 
 async def _concurrently(call: Callable[[str], Awaitable[object]], prompts: list[str]) -> float:
