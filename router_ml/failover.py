@@ -2,6 +2,10 @@
 
 A generator that yields the next attempt and is sent how it ended, the way httpx writes its auth flows: whoever drives
 it does the calling and the waiting, so the sync and the async router share every decision.
+
+Every offer is tried once, in order and without waiting; then those that may recover are tried again, after the
+provider's Retry-After or a jittered exponential back-off. Offers whose breaker is open are passed over, unless that
+leaves none. A request that the provider refuses as such, or a stream that broke, ends it at once.
 """
 
 from __future__ import annotations
@@ -80,11 +84,8 @@ def failover(
 ) -> Generator[Step, Result, None]:
     """The attempts to make for one request; ends when nothing more is worth trying.
 
-    Every offer is tried once, in order and without waiting; then those that may recover are tried again, after the
-    provider's Retry-After or a jittered exponential back-off. Offers whose breaker is open are passed over, unless that
-    leaves none. Never more than ``max_attempts``, never past ``deadline_s`` from the first step on ``now``, a monotonic
-    clock in seconds. A request that the provider refuses as such, or a stream that broke, ends it at once. Closing the
-    generator (a cancelled request) frees what the breaker holds for it.
+    Never more than ``max_attempts``, never past ``deadline_s`` from the first step on ``now``, a monotonic clock in
+    seconds. Closing the generator (a cancelled request) frees what the breaker holds for it.
     """
     end = now() + deadline_s
     queue = deque((offer, 0.0, 0) for offer in offers)  # with the earliest time to try, and calls made before
@@ -112,9 +113,12 @@ def failover(
         elif not isinstance(result, ProviderUnavailable):
             return
         elif result.retryable:
-            asked = result.retry_after_s
-            wait = asked if asked is not None and asked >= 0 else BACKOFF_S * 2**before * (0.5 + jitter() / 2)
-            queue.append((offer, now() + wait, before + 1))
+            queue.append((offer, now() + _wait_s(result, before, jitter), before + 1))
+
+
+def _wait_s(error: ProviderError, before: int, jitter: Callable[[], float]) -> float:
+    asked = error.retry_after_s
+    return asked if asked is not None and asked >= 0 else BACKOFF_S * 2**before * (0.5 + jitter() / 2)
 
 
 def _attempt(step: Step, permit: Permit, breaker: Breaker) -> Generator[Step, Result, Result]:

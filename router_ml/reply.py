@@ -89,6 +89,8 @@ class Tally:
                     self._said.append(value if name in _TEXT_FIELDS and isinstance(value, str) else _arguments(value))
                     if name == "content" and choice.index == 0:
                         self._text.append(value)
+            if _broken(choice):
+                raise ProviderUnavailable(f"{self._who} sent an error in its stream", status=200, billed=None)
             if choice.finish_reason is not None:
                 self._ended.add(choice.index)
         return brought
@@ -117,13 +119,20 @@ def _arguments(value: Any) -> str:
 def read(response: ChatCompletion, who: str) -> Reply:
     """Check what the SDK returned. Raises ProviderUnavailable where it is no answer."""
     choices = getattr(response, "choices", None)
-    if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-        error = getattr(response, "error", None)  # a 200 with an error in it keeps the body's fields
+    error = getattr(response, "error", None)  # a 200 with an error in it keeps the body's fields
+    if error is None and isinstance(choices, list) and any(_broken(choice) for choice in choices):
+        error = {}
+    if error is not None or not isinstance(choices, list) or not choices or not getattr(choices[0], "message", None):
         code = f" ({_safe(error['code'])})" if isinstance(error, Mapping) and "code" in error else ""
-        what = "an error in a 200 reply" + code if error else f"no choices ({type(response).__name__})"
+        what = "an error in a 200 reply" + code if error is not None else f"no choices ({type(response).__name__})"
         raise ProviderUnavailable(f"{who} answered with {what}", status=200, billed=None)
     usage, reported_usd = checked_usage(response.usage, who) if response.usage is not None else (None, None)
     return Reply(response, choices[0].message.content or "", usage, reported_usd)
+
+
+def _broken(choice: Any) -> bool:
+    """OpenRouter's way of saying that the model behind it failed half way."""
+    return getattr(choice, "error", None) is not None or getattr(choice, "finish_reason", None) == "error"
 
 
 def checked_usage(usage: CompletionUsage, who: str) -> tuple[Usage, Decimal | None]:

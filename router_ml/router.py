@@ -1,4 +1,4 @@
-"""Router and AsyncRouter: call, wait and log what ``intake`` has decided. The only modules that know all others."""
+"""Router and AsyncRouter: call, wait and log what ``intake`` has decided. The only module that knows the others."""
 
 from __future__ import annotations
 

@@ -88,7 +88,9 @@ class Plain(Router):
 
 
 @pytest.fixture
-def build(simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path) -> Iterator[MakeRouter]:
+def build(
+    simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[MakeRouter]:
     """Routers whose providers all point at the simulator, with a canary for a key; ``faults`` maps a provider to a
     fault of its models, ``urls`` to another address; the other keywords are settings."""
     made: list[Any] = []
@@ -125,6 +127,7 @@ def build(simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path
     yield make
     for router in made:
         router.close()
+    assert CANARY_KEY not in caplog.text
     for file in tmp_path.glob("*.db*"):
         assert CANARY_KEY.encode() not in file.read_bytes()
 
