@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RequestFailed,
         RequestRejected,
         RouterError,
+        SpendCeilingReached,
     )
     from router_ml.ledger import Ledger
     from router_ml.router import Router, classify_and_complete
@@ -41,6 +42,7 @@ _HOME = {
         "RequestFailed",
         "RequestRejected",
         "RouterError",
+        "SpendCeilingReached",
     ),
     "ledger": ("Ledger",),
     "router": ("Router", "classify_and_complete"),
@@ -82,6 +84,7 @@ __all__ = [
     "RequestRejected",
     "Router",
     "RouterError",
+    "SpendCeilingReached",
     "Tier",
     "Usage",
     "classify_and_complete",

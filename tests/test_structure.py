@@ -9,8 +9,11 @@ PACKAGE = Path(router_ml.__file__).parent
 LAYERS = [
     {"types"},
     {"errors"},
-    {"text", "tokenizer", "catalog", "pricing", "policy", "failover", "provider", "ledger", "registry"},
-    {"encoder", "simulator"},
+    {"text", "tokenizer", "catalog", "pricing", "policy", "failover", "provider", "registry", "process", "entries"},
+    {"encoder", "simulator", "schema", "statements"},
+    {"store", "database", "spool"},
+    {"group_commit", "recovery"},
+    {"ledger"},
     {"classifier"},
     {"router"},
     {"demo"},
