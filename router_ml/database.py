@@ -25,6 +25,7 @@ from router_ml.statements import reason
 
 Synchronous = Literal["NORMAL", "FULL"]
 BUSY_TIMEOUT_S = 5.0  # of everything but requests: opening, outcomes, pruning
+_LOCK_TIMEOUT = f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_S * 1_000:.0f}"  # PostgreSQL's
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,14 @@ class Database:
         with self._reported(), self.engine.connect() as connection:
             if self.path is None:
                 connection.execution_options(isolation_level="REPEATABLE READ")
+                connection.exec_driver_sql(_LOCK_TIMEOUT)
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """One transaction that no other writer is in. Raises LedgerError where the database cannot be written."""
-        with self._reported(), self.engine.connect() as connection:
-            connection.execution_options(begin_immediate=True)
-            with connection.begin():
-                yield connection
+        with self._reported(), _transaction(self.engine) as connection:
+            yield connection
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -103,14 +103,25 @@ def _migrate(database: Database, create: bool) -> None:
     if found == 0 and (database.path is not None or not create):
         raise LedgerError("it holds no ledger")  # a SQLite file is made with its tables
     if found != schema.VERSION:
-        with database.engine.connect() as connection:
-            connection.execution_options(begin_immediate=True)
-            with connection.begin():
-                schema.migrate(connection)
+        with _transaction(database.engine) as connection:
+            schema.migrate(connection)
+
+
+@contextlib.contextmanager
+def _transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect() as connection:
+        connection.execution_options(begin_immediate=True)
+        with connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(_LOCK_TIMEOUT)
+            yield connection
 
 
 def _postgresql(url: sa.URL, name: str) -> Database:
-    return Database(sa.create_engine(url, pool_pre_ping=True), None, name)
+    # A server that has fallen silent is noticed within seconds, unless the URL says otherwise.
+    silence = {"connect_timeout": 5, "tcp_user_timeout": 5_000, "keepalives_idle": 5, "keepalives_interval": 2}
+    wanted = {key: value for key, value in silence.items() if key not in url.query}
+    return Database(sa.create_engine(url, pool_pre_ping=True, connect_args=wanted), None, name)
 
 
 def _sqlite(url: sa.URL, name: str, synchronous: Synchronous, create: bool) -> Database:
@@ -121,6 +132,8 @@ def _sqlite(url: sa.URL, name: str, synchronous: Synchronous, create: bool) -> D
         _make(path)
     if not path.exists():
         raise LedgerError("there is no such file")
+    if create and not os.access(path, os.W_OK):
+        raise LedgerError("the file is read-only")
     size_bytes = path.stat().st_size
     if size_bytes == 0:
         raise LedgerError("the file is empty. If that is right, remove it and a new one is made")

@@ -27,7 +27,9 @@ from router_ml.schema import SPEND_LOCK
 from router_ml.statements import POISON, Statements, reason
 
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE
 _MAX_NAP_S = 0.02
+_LEAST_PATIENCE_MS = 20
 
 Work: TypeAlias = Callable[[Any, Sequence[Entry]], "Applied"]
 
@@ -132,8 +134,11 @@ class Store:
             self._roll_back()
             raise
         except self._driver_error as exc:
+            busy = getattr(exc, "sqlstate", None) == _LOCK_NOT_AVAILABLE
             self._roll_back()
-            raise StoreUnavailable(reason(exc)) from None
+            if self._path is None and not busy:
+                self._drop_connection()  # what state it is in is anyone's guess
+            raise StoreUnavailable(reason(exc), busy=busy) from None
         except BaseException:
             self._roll_back()
             raise
@@ -151,6 +156,7 @@ class Store:
             self._connection = self._pooled.driver_connection
             if self._path is None:
                 self._connection.autocommit = True  # BEGIN and COMMIT are ours, as with SQLite
+                self._connection.prepare_threshold = None  # a failed pipeline forgets what it prepared; poolers too
             else:
                 self._connection.execute("PRAGMA busy_timeout=0")  # we wait ourselves: see _begin
                 self._connection.execute(self._sql.is_ledger)
@@ -159,7 +165,8 @@ class Store:
 
     def _begin(self, connection: Any, patience_s: float) -> None:
         if self._path is None:
-            connection.execute("BEGIN")
+            patience_ms = max(_LEAST_PATIENCE_MS, round(patience_s * 1_000))  # 0 would be for ever
+            connection.execute(f"BEGIN; SET LOCAL lock_timeout = {patience_ms}")
             return
         deadline: float | None = None
         nap_s = 0.001
@@ -281,10 +288,12 @@ class Store:
 
     def _roll_back(self) -> None:
         self._seen_s = None  # the writer's own row may be what was rolled back
+        if self._path is not None and not self._connection.in_transaction:
+            return  # SQLite has rolled back itself, as it does when the disk is full
         try:
             self._connection.execute("ROLLBACK")
         except self._driver_error:
-            self._drop_connection()  # SQLite has rolled back already, or the server is gone
+            self._drop_connection()
 
     def _drop_connection(self) -> None:
         if self._connection is not None:

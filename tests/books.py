@@ -1,7 +1,7 @@
 """What ledger tests write: small requests with known costs, by this process or by one that is to be killed.
 
-As a program: python books.py URL COUNT THREADS [PROMPT] writes COUNT requests from THREADS threads, and says on standard
-output ``s ID`` when a start and ``f ID`` when a finish has returned.
+As a program: python books.py URL COUNT THREADS PROMPT writes COUNT requests from THREADS threads, and says on
+standard output ``s ID`` when a start and ``f ID`` when a finish has returned.
 """
 
 import os

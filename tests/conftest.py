@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from databases import database_url, postgresql_server  # noqa: F401 - fixtures
+from databases import database_url, postgresql_server, postgresql_url  # noqa: F401 - fixtures
 from hypothesis import settings
 
 from router_ml import Catalog, ComplexityClassifier, Ledger, Router

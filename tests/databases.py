@@ -56,6 +56,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
         yield url
 
 
+@pytest.fixture
+def postgresql_url(postgresql_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """``database_url`` where only PostgreSQL has the behaviour."""
+    monkeypatch.chdir(tmp_path)
+    with new_database(postgresql_server) as url:
+        yield url
+
+
 @contextmanager
 def new_database(base: str) -> Iterator[str]:
     import psycopg
