@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +97,14 @@ def open_database(url: str, *, create: bool, synchronous: Synchronous = "NORMAL"
 
 
 def _migrate(database: Database, create: bool) -> None:
+    try:
+        _migrate_where_needed(database, create)
+    except BaseException:
+        database.engine.dispose()
+        raise
+
+
+def _migrate_where_needed(database: Database, create: bool) -> None:
     """Reads first: opening a ledger that is up to date waits for no writer."""
     with database.engine.connect() as connection:
         found = schema.version(connection)
@@ -147,13 +156,28 @@ def _sqlite_engine(path: Path, synchronous: Synchronous) -> sa.Engine:
         connection = sqlite3.connect(
             address, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S
         )
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+        _use_wal(connection)
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
     engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
     sa.event.listen(engine, "begin", _begin)
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait for other openers here, whatever its busy time-out: so we do."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                connection.close()
+                raise
+        time.sleep(0.005)
 
 
 def _begin(connection: sa.Connection) -> None:

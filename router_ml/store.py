@@ -175,7 +175,7 @@ class Store:
                 connection.execute("BEGIN IMMEDIATE")  # a deferred read-then-write can fail at once, whatever we wait
                 return
             except sqlite3.OperationalError as exc:
-                if exc.sqlite_errorcode not in _BUSY_CODES:
+                if exc.sqlite_errorcode & 0xFF not in _BUSY_CODES:  # the rest is an extended code
                     raise
                 now = time.monotonic()
                 deadline = now + patience_s if deadline is None else deadline

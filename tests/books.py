@@ -21,7 +21,7 @@ from router_ml.types import Attempt, Cost, Decision, Offer, Tier, Usage
 
 OFFER = Offer("maker", "model", Tier.SIMPLE)
 DECISION = Decision(Tier.SIMPLE, (OFFER,), "a reason", policy_version="test")
-NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 SOON = NOW + timedelta(seconds=1)
 USD = Decimal("0.000123456")
 NANOUSD = 123_456

@@ -162,11 +162,11 @@ def test_only_known_requests_are_judged_and_the_later_word_counts(ledger: Ledger
 def test_a_days_spend_is_what_its_requests_cost(ledger: Ledger) -> None:
     write(ledger)
     request_id = new_id()
-    ledger.start(request_id, DECISION, "x", datetime(2026, 11, 24, 23, 59, tzinfo=UTC))
+    ledger.start(request_id, DECISION, "x", datetime(2026, 1, 14, 23, 59, tzinfo=UTC))
     ledger.finish(request_id, "answered", [attempt(), attempt()], NOW)  # ended the day after it was started
-    assert ledger.spent_usd(date(2026, 11, 24)) == 2 * USD
+    assert ledger.spent_usd(date(2026, 1, 14)) == 2 * USD
     assert ledger.spent_usd(NOW.date()) == USD
-    assert ledger.spent_usd(date(2026, 11, 23)) == 0
+    assert ledger.spent_usd(date(2026, 1, 13)) == 0
 
 
 def test_rows_of_a_dead_process_become_interrupted_and_a_living_ones_do_not(database_url: str) -> None:

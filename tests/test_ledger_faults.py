@@ -320,7 +320,10 @@ def admin(url: str) -> Iterator[Callable[[str], object]]:
         yield lambda sql: connection.execute(sql)
 
 
-KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+KILL = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+)
 
 
 @pytest.mark.parametrize("requests", [300, pytest.param(5_000, marks=pytest.mark.slow)])

@@ -13,10 +13,10 @@ LAYERS = [
     {"encoder", "simulator", "schema", "statements"},
     {"store", "database", "spool"},
     {"group_commit", "recovery"},
-    {"ledger"},
+    {"ledger", "audit", "archive"},
     {"classifier"},
     {"router"},
-    {"demo"},
+    {"demo", "ledger_cli"},
     {"cli"},
 ]
 
