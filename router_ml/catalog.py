@@ -33,6 +33,9 @@ class Settings:
     database: str
     prompts: Literal["full", "hash", "off"]
     baseline: str
+    max_usd_per_day: Decimal | None = None
+    on_ceiling: Literal["refuse", "step_down"] = "refuse"
+    ceiling_output_tokens: int = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,10 @@ def _check(catalog: Catalog, source: str) -> None:
         if not catalog.routed(tier):
             raise ConfigError(f"{source}: no provider in route {list(settings.route)} has an offer for tier {tier}")
     check_quality(settings.quality, f"{source} [router]: ")
-    for name in ("deadline_s", "attempt_timeout_s", "max_attempts", "expected_output_tokens"):
+    if settings.max_usd_per_day is not None and not settings.max_usd_per_day >= 0:
+        raise ConfigError(f"{source} [router]: max_usd_per_day = {settings.max_usd_per_day} must not be negative")
+    positive = ("deadline_s", "attempt_timeout_s", "max_attempts", "expected_output_tokens", "ceiling_output_tokens")
+    for name in positive:
         if not getattr(settings, name) > 0:
             raise ConfigError(f"{source} [router]: {name} = {getattr(settings, name)} must be above 0")
 

@@ -8,15 +8,23 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from router_ml import policy, pricing
+from router_ml import ceiling, policy, pricing
 from router_ml.catalog import Catalog, check_quality
 from router_ml.classifier import ComplexityClassifier
-from router_ml.errors import InputError, MissingKeyError, ProviderError, RequestFailed, RequestRejected
+from router_ml.errors import (
+    InputError,
+    MissingKeyError,
+    ProviderError,
+    RequestFailed,
+    RequestRejected,
+    SpendCeilingReached,
+)
 from router_ml.failover import failover
 from router_ml.ledger import Ledger
 from router_ml.provider import Endpoint, Reply
@@ -73,6 +81,7 @@ class Router:
             ConfigError: ``quality`` outside (0, 1].
             RequestRejected: the provider refuses the request as such (400, 413, 422).
             RequestFailed: no offer answered within the deadline; carries every attempt.
+            SpendCeilingReached: ``max_usd_per_day`` leaves no room for it.
         """
         if openai_kwargs.get("stream"):
             raise InputError("complete() returns whole answers: stream=True is not supported")
@@ -81,9 +90,9 @@ class Router:
         messages = to_messages(prompt)
         decision = self.decide(prompt, tier, quality=quality, max_tokens=_max_tokens(openai_kwargs))
         request_id = uuid.uuid4().hex
+        decision, openai_kwargs = self._start(request_id, decision, prompt, messages, openai_kwargs)
         attempts: list[Attempt] = []
         status = "interrupted"  # what the books say if anything but an answer or our own errors ends this
-        self.ledger.start(request_id, decision, judged_text(prompt), datetime.now(UTC))
         try:
             reply = self._answer(request_id, decision, messages, openai_kwargs, attempts)
             status = "answered"
@@ -173,6 +182,48 @@ class Router:
     def _ordered(self, tier: Tier) -> tuple[Offer, ...]:
         """The tier's offers in route order, then stronger tiers': a failing tier is never answered by a weaker one."""
         return tuple(offer for stronger in TIERS if stronger >= tier for offer in self._offers[stronger])
+
+    def _start(
+        self, request_id: str, decision: Decision, prompt: Prompt, messages: list[Any], params: dict[str, Any]
+    ) -> tuple[Decision, dict[str, Any]]:
+        """Enter the request in the books, with its worst case reserved where there is a ceiling; the decision and the
+        arguments to go on with. Raises SpendCeilingReached."""
+        text, at, limit_usd = judged_text(prompt), datetime.now(UTC), self.settings.max_usd_per_day
+        if limit_usd is None:
+            self.ledger.start(request_id, decision, text, at)
+            return decision, params
+        output_tokens = _max_tokens(params)
+        if output_tokens is None:
+            output_tokens = self.settings.ceiling_output_tokens
+            params = {**params, "max_tokens": output_tokens}
+        candidates = [decision, *(self._stepped_down(decision) if self.settings.on_ceiling == "step_down" else ())]
+        for candidate in candidates:
+            most = ceiling.most_nanousd(
+                candidate.offers,
+                self.catalog.providers,
+                messages,
+                params,
+                output_tokens=output_tokens,
+                max_attempts=self.settings.max_attempts,
+                at=at,
+            )
+            try:
+                limit = ceiling.to_nanousd(limit_usd)
+                self.ledger.start(request_id, candidate, text, at, reserve_nanousd=most, ceiling_nanousd=limit)
+            except SpendCeilingReached:
+                if candidate is candidates[-1]:
+                    raise
+            else:
+                return candidate, params
+        raise AssertionError("the last candidate is entered or raises")
+
+    def _stepped_down(self, decision: Decision) -> list[Decision]:
+        """The decision with its tier's own offers alone, then each weaker tier; a tier that was asked for stays."""
+        weaker = [tier for tier in reversed(TIERS) if tier <= decision.tier]
+        if decision.complexity is None:
+            weaker = weaker[:1]
+        note = "; under the day's spend ceiling"
+        return [replace(decision, tier=t, offers=self._offers[t], reason=f"{decision.reason}{note}") for t in weaker]
 
     def _answer(
         self,

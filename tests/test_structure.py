@@ -10,7 +10,7 @@ LAYERS = [
     {"types"},
     {"errors"},
     {"text", "tokenizer", "catalog", "pricing", "policy", "failover", "provider", "registry", "process", "entries"},
-    {"encoder", "simulator", "schema", "statements"},
+    {"encoder", "simulator", "schema", "statements", "ceiling"},
     {"store", "database", "spool"},
     {"group_commit", "recovery"},
     {"ledger", "audit", "archive"},
