@@ -46,7 +46,7 @@ class Database:
     @property
     def default_spool(self) -> Path:
         """Beside the SQLite file; for PostgreSQL ./router-spool, as the default ledger is ./router.db."""
-        return Path("router-spool") if self.path is None else self.path.with_name(f"{self.path.name}-spool")
+        return Path("router-spool").absolute() if self.path is None else self.path.with_name(f"{self.path.name}-spool")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:

@@ -111,9 +111,9 @@ def finish_entry(
     status: str,
     attempts: Sequence[Attempt],
     at: datetime,
-    started: Start | None,
+    day: str | None = None,
+    reserved_nanousd: int | None = None,
 ) -> Finish:
-    """``started`` is the request's start where this process still has it."""
     rows = tuple(_attempt_row(request_id, number, attempt) for number, attempt in enumerate(attempts, 1))
     costs = [nanousd(attempt.cost.usd) for attempt in attempts]
     known = [cost for cost in costs if cost is not None]
@@ -127,8 +127,8 @@ def finish_entry(
         billed,
         len(known) == len(costs),
         rows,
-        started.day if started else None,
-        started.reserved_nanousd if started else None,
+        day,
+        reserved_nanousd,
     )
 
 

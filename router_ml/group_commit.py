@@ -13,9 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from router_ml.batch import Refused
+from router_ml.checkpoint import Checkpointer
 from router_ml.entries import Entry, Finish, Start
 from router_ml.spool import Spool
-from router_ml.store import Refused, Store, StoreUnavailable
+from router_ml.store import Store, StoreUnavailable
 
 _CHUNK = 500  # entries of the spool that are committed at once
 _FIRST_PAUSE_S = 0.05
@@ -40,12 +42,15 @@ class Ticket:
 class GroupCommit:
     """Thread-safe; usable from any running loop."""
 
-    def __init__(self, store: Store, spool: Spool, name: str, *, patience_s: float, inline: bool) -> None:
-        """``patience_s``: how long a caller waits for another process's lock before its row is spooled. ``inline``:
-        commits are so quick that an event loop makes its own (SQLite), where no one holds the lock."""
+    def __init__(
+        self, store: Store, spool: Spool, name: str, *, patience_s: float, checkpointer: Checkpointer | None
+    ) -> None:
+        """``patience_s``: how long a caller waits for another process's lock before its row is spooled. With a
+        ``checkpointer`` (SQLite) commits are so quick that an event loop makes its own where no one holds the lock."""
         self.dropped = 0
         self._store, self._spool, self._name = store, spool, name
-        self._patience_s, self._inline = patience_s, inline
+        self._patience_s, self._checkpointer = patience_s, checkpointer
+        self._inline = checkpointer is not None
         self._queue: deque[Ticket] = deque()
         self._lock = threading.Lock()
         self._threads_lock = threading.Lock()  # the other one is held for as long as a commit takes
@@ -105,6 +110,8 @@ class GroupCommit:
                 where = f"{len(self._spool) - self._spool.only_in_memory} of them in {self._spool.path}"
                 _log.error("ledger %s closed with %d rows unwritten (%s), %s", self._name, len(self._spool), exc, where)
             self._spool.close()
+            if self._checkpointer is not None:
+                self._checkpointer.close()
             self._store.close()
         self._closing.clear()
         self._wanted.clear()
@@ -167,6 +174,8 @@ class GroupCommit:
             self._divert(tickets)
             self._retry_later()
             return True
+        if self._checkpointer is not None:
+            self._checkpointer.committed()
         for i, refused in applied.refused.items():
             tickets[i].refused = refused
         self._count(applied.dropped.values())

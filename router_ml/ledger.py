@@ -17,6 +17,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from router_ml.batch import Refused
+from router_ml.checkpoint import Checkpointer
 from router_ml.database import Synchronous, open_database
 from router_ml.entries import NANO, Prompts, Start, finish_entry, start_entry
 from router_ml.errors import InputError, LedgerError, SpendCeilingReached
@@ -25,11 +27,12 @@ from router_ml.process import Writer
 from router_ml.recovery import interrupt_the_dead
 from router_ml.schema import ATTEMPTS, OUTCOMES, REQUESTS, SPEND
 from router_ml.spool import MAX_BYTES, Spool, left_behind
-from router_ml.store import Refused, Store, StoreUnavailable
+from router_ml.store import Store, StoreUnavailable
 from router_ml.types import Attempt, Decision, Outcome
 
 PATIENCE_S = 0.5
 _opened: weakref.WeakSet[Ledger] = weakref.WeakSet()
+_inherited: list[object] = []  # by a forked child: what must not be closed there, not even by being forgotten
 
 
 class Ledger:
@@ -121,12 +124,13 @@ class Ledger:
     def finish(self, request_id: str, status: str, attempts: Sequence[Attempt], at: datetime) -> None:
         """Phase two: how it ended (answered, failed or interrupted), with every attempt and what it cost. Never
         raises: what cannot be written is spooled, what cannot be spooled is counted and logged."""
-        self._commits.submit(Ticket(finish_entry(request_id, status, attempts, at, self._open.pop(request_id, None))))
+        started = self._open.pop(request_id, (None, None))
+        self._commits.submit(Ticket(finish_entry(request_id, status, attempts, at, *started)))
 
     async def finish_async(self, request_id: str, status: str, attempts: Sequence[Attempt], at: datetime) -> None:
         """``finish`` for a running event loop; written even if the caller is cancelled meanwhile."""
-        ticket = Ticket(finish_entry(request_id, status, attempts, at, self._open.pop(request_id, None)))
-        await self._commits.submit_async(ticket)
+        started = self._open.pop(request_id, (None, None))
+        await self._commits.submit_async(Ticket(finish_entry(request_id, status, attempts, at, *started)))
 
     def spent_usd(self, day: date | None = None) -> Decimal:
         """What the requests started on ``day`` (UTC, today where None) are charged: their cost, or what is still
@@ -214,7 +218,7 @@ class Ledger:
         self.database.engine.dispose()
 
     def _begin_writing(self) -> None:
-        self._open: dict[str, Start] = {}
+        self._open: dict[str, tuple[str, int]] = {}  # day and reserve of requests under way
         self._writer = Writer.here()
         database = self.database
         self._commits = GroupCommit(
@@ -222,7 +226,7 @@ class Ledger:
             Spool(self._folder, database.fingerprint, self._writer, max_bytes=self._spool_bytes),
             database.name,
             patience_s=self._patience_s,
-            inline=database.path is not None,
+            checkpointer=None if database.path is None else Checkpointer(database.engine),
         )
 
     def _settle_the_dead(self) -> None:
@@ -250,7 +254,7 @@ class Ledger:
             reserve_nanousd=reserve_nanousd,
             ceiling_nanousd=ceiling_nanousd,
         )
-        self._open[request_id] = entry
+        self._open[request_id] = (entry.day, entry.reserved_nanousd)
         return Ticket(entry)
 
     def _started(self, ticket: Ticket) -> None:
@@ -275,6 +279,7 @@ def _short(text: str) -> str:
 def _after_fork() -> None:
     """A forked child must not touch its parent's connections and locks: it becomes a writer of its own."""
     for ledger in list(_opened):
+        _inherited.append((ledger._commits, ledger.database.engine.pool))
         ledger.database.engine.dispose(close=False)
         ledger._begin_writing()
 

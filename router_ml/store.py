@@ -1,9 +1,6 @@
-"""The connection that writes a ledger: batches of entries, each batch one transaction, each entry at most once.
+"""The connection that writes a ledger: each batch of entries is one transaction on it.
 
-Statements go straight to the driver: SQLAlchemy's cost per call is more than SQLite's per commit. A batch is first
-written as if every entry were new, with statements that touch a row only where it is as expected; if the counts say
-otherwise (a COMMIT whose answer was lost, a row that another process called interrupted, one row the database refuses),
-it is rolled back and written entry by entry.
+Statements go straight to the driver: SQLAlchemy's cost per call is more than SQLite's per commit.
 """
 
 from __future__ import annotations
@@ -14,24 +11,24 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from router_ml.entries import Entry, Finish, Start, timestamp
+from router_ml.batch import Applied, Batch, NotAllNewError
+from router_ml.entries import Entry, timestamp
 from router_ml.process import HEARTBEAT_S, Writer
-from router_ml.schema import SPEND_LOCK
-from router_ml.statements import POISON, Statements, reason
+from router_ml.statements import Statements, reason
 
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE
 _MAX_NAP_S = 0.02
+_MOST_LOG_PAGES = 16_000  # 64 MB; before that, the log is moved in the background
 _LEAST_PATIENCE_MS = 20
 
-Work: TypeAlias = Callable[[Any, Sequence[Entry]], "Applied"]
+Work: TypeAlias = Callable[[Any, Sequence[Entry]], Applied]
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - private to the ledger's modules
@@ -40,26 +37,6 @@ class StoreUnavailable(Exception):  # noqa: N818 - private to the ledger's modul
     def __init__(self, reason: str, *, busy: bool = False) -> None:
         super().__init__(reason)
         self.busy = busy
-
-
-class _NotAllNewError(Exception):
-    """Some row was not as a batch of new entries expects it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A start that the ceiling left no room for."""
-
-    charged_nanousd: int
-    open_nanousd: int
-
-
-@dataclass(slots=True)
-class Applied:
-    """What became of a batch, by the entry's index; what is in neither was committed."""
-
-    refused: dict[int, Refused] = field(default_factory=dict)
-    dropped: dict[int, str] = field(default_factory=dict)
 
 
 class Store:
@@ -72,12 +49,11 @@ class Store:
         self._file: tuple[int, int] | None = None
         self._connection: Any = None
         self._seen_s: float | None = None
-        driver: Any = engine.dialect.dbapi  # a PEP 249 module
+        driver: Any = engine.dialect.dbapi
         self._driver_error: type[Exception] = driver.Error
-        self._refused_by_database: tuple[type[Exception], ...] = (driver.IntegrityError, driver.DataError, *POISON)
-        self._one_by_one_after = (_NotAllNewError, *self._refused_by_database)
-        mark = "?" if path is not None else "%s"
-        self._sql = Statements(mark, lock_rows=path is None)
+        self._sql = Statements("?" if path is not None else "%s", lock_rows=path is None)
+        self._batch = Batch(driver, self._sql, writer.writer_id, lock_spend=path is None)
+        self._one_by_one_after: tuple[type[Exception], ...] = (NotAllNewError, *self._batch.refused_by_database)
 
     def apply(self, entries: Sequence[Entry], patience_s: float) -> Applied:
         """Commit ``entries`` in their order, waiting at most about ``patience_s`` for another writer.
@@ -85,16 +61,9 @@ class Store:
         Raises StoreUnavailable where nothing was committed, or nobody knows whether it was: apply them again later.
         """
         try:
-            return self._transaction(self._as_new, entries, patience_s)
+            return self._transaction(self._batch.as_new, entries, patience_s)
         except self._one_by_one_after:
-            return self._transaction(self._one_by_one, entries, patience_s)
-
-    def open_nanousd(self, day: str) -> tuple[int, int]:
-        """What the day's requests are charged, and the part of it that is reserved by open ones."""
-        connection = self._connected()
-        row = connection.execute(self._sql.day, (day,)).fetchone()
-        opened = connection.execute(self._sql.day_open, (f"{day} 00:00:00", f"{day} 23:59:59.999999")).fetchone()
-        return int(row[0]), int(opened[0])
+            return self._transaction(self._batch.one_by_one, entries, patience_s)
 
     def close(self) -> None:
         """Forget the writer where no open row needs it, and let go of the connection."""
@@ -159,6 +128,7 @@ class Store:
                 self._connection.prepare_threshold = None  # a failed pipeline forgets what it prepared; poolers too
             else:
                 self._connection.execute("PRAGMA busy_timeout=0")  # we wait ourselves: see _begin
+                self._connection.execute(f"PRAGMA wal_autocheckpoint={_MOST_LOG_PAGES}")
                 self._connection.execute(self._sql.is_ledger)
                 self._file = (status.st_dev, status.st_ino)
         return self._connection
@@ -184,99 +154,6 @@ class Store:
             time.sleep(min(nap_s * (0.5 + random.random()), deadline - now))  # noqa: S311 - jitter
             nap_s = min(nap_s * 2, _MAX_NAP_S)
 
-    def _as_new(self, connection: Any, entries: Sequence[Entry]) -> Applied:
-        applied = Applied()
-        starts = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Start)]
-        finishes = [entry for entry in entries if isinstance(entry, Finish)]
-        charges: dict[str, int] = {}
-        if any(start.ceiling_nanousd is not None for _, start in starts):
-            starts = self._admitted(connection, starts, applied)
-        for _, start in starts:
-            _add(charges, start.day, start.reserved_nanousd)
-        self._many(connection, self._sql.start, [start.row for _, start in starts])
-        updates = []
-        for finish in finishes:
-            if finish.day is None or finish.reserved_nanousd is None:
-                raise _NotAllNewError
-            charged = finish.charged_nanousd(finish.reserved_nanousd)
-            updates.append((*_ended(finish, charged), finish.reserved_nanousd))
-            _add(charges, finish.day, charged - finish.reserved_nanousd)
-        self._many(connection, self._sql.finish_new, updates)
-        self._many(connection, self._sql.attempt, [row for finish in finishes for row in finish.attempts])
-        self._charge(connection, charges)
-        return applied
-
-    def _admitted(self, connection: Any, starts: list[tuple[int, Start]], applied: Applied) -> list[tuple[int, Start]]:
-        """The starts that fit under their ceilings; no other writer can be deciding the same at this moment."""
-        if self._path is None:
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (SPEND_LOCK,))
-        charged: dict[str, int] = {}
-        admitted = []
-        for i, start in starts:
-            if start.day not in charged:
-                charged[start.day] = int(connection.execute(self._sql.day, (start.day,)).fetchone()[0])
-            total = charged[start.day] + start.reserved_nanousd
-            if start.ceiling_nanousd is not None and total > start.ceiling_nanousd:
-                applied.refused[i] = Refused(charged[start.day], self.open_nanousd(start.day)[1])
-                continue
-            charged[start.day] = total
-            admitted.append((i, start))
-        return admitted
-
-    def _one_by_one(self, connection: Any, entries: Sequence[Entry]) -> Applied:
-        """Each entry on its own, so that one the database refuses does not take the others with it."""
-        applied = Applied()
-        for i, entry in enumerate(entries):
-            connection.execute("SAVEPOINT entry")
-            try:
-                if isinstance(entry, Start):
-                    self._start_once(connection, i, entry, applied)
-                else:
-                    self._finish_once(connection, i, entry, applied)
-            except self._refused_by_database as exc:
-                connection.execute("ROLLBACK TO SAVEPOINT entry")
-                applied.dropped[i] = reason(exc)
-            connection.execute("RELEASE SAVEPOINT entry")
-        return applied
-
-    def _start_once(self, connection: Any, i: int, start: Start, applied: Applied) -> None:
-        if connection.execute(self._sql.state, (start.request_id,)).fetchone() is not None:
-            return  # it was committed before, with its reservation
-        if start.ceiling_nanousd is not None and not self._admitted(connection, [(i, start)], applied):
-            return
-        if connection.execute(self._sql.start, start.row).rowcount == 1:
-            self._charge(connection, {start.day: start.reserved_nanousd})
-
-    def _finish_once(self, connection: Any, i: int, finish: Finish, applied: Applied) -> None:
-        state = connection.execute(self._sql.state, (finish.request_id,)).fetchone()
-        if state is None:
-            if finish.attempts:
-                applied.dropped[i] = f"request {finish.request_id[:32]} is not in the ledger"
-            return
-        status, before, started_at = state[0], int(state[1]), str(state[2])
-        if status not in ("started", "interrupted"):
-            return  # it was committed before
-        charged = finish.charged_nanousd(before)
-        connection.execute(self._sql.finish, _ended(finish, charged))
-        self._many(connection, self._sql.attempt, finish.attempts, expect_all=False)
-        self._charge(connection, {started_at[:10]: charged - before})
-
-    def _many(self, connection: Any, statement: str, rows: Sequence[Any], *, expect_all: bool = True) -> None:
-        if not rows:
-            return
-        cursor = connection.cursor()
-        if len(rows) == 1:
-            cursor.execute(statement, rows[0])
-        else:
-            cursor.executemany(statement, rows)
-        if expect_all and cursor.rowcount != len(rows):
-            raise _NotAllNewError
-
-    def _charge(self, connection: Any, charges: dict[str, int]) -> None:
-        for day, nanousd in charges.items():
-            if nanousd:
-                connection.execute(self._sql.charge, (day, self._writer.writer_id, nanousd))
-
     def _heartbeat(self, connection: Any) -> None:
         """On the first commit, so that no open row is without a known writer, and now and then after."""
         now_s = time.monotonic()
@@ -299,11 +176,3 @@ class Store:
         if self._connection is not None:
             self._connection = self._file = None
             self._pooled.invalidate()
-
-
-def _ended(finish: Finish, charged_nanousd: int) -> tuple[Any, ...]:
-    return (finish.status, finish.finished_at, finish.cost_nanousd, charged_nanousd, finish.request_id)
-
-
-def _add(charges: dict[str, int], day: str, nanousd: int) -> None:
-    charges[day] = charges.get(day, 0) + nanousd

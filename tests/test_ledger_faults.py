@@ -4,24 +4,26 @@ import asyncio
 import logging
 import os
 import random
+import select
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from books import DECISION, NOW, SOON, attempt, command, counts, in_threads, new_id, rows, write
+from books import DECISION, NOW, SOON, USD, attempt, command, counts, in_threads, new_id, rows, write
 
+from router_ml.audit import verify
 from router_ml.errors import LedgerError
 from router_ml.ledger import Ledger
-from router_ml.store import StoreUnavailable
 
 CANARY = "prompt-canary-31415"
 
@@ -231,6 +233,29 @@ def test_no_log_line_repeats_a_prompt(path: Path, caplog: pytest.LogCaptureFixtu
     assert CANARY not in caplog.text
 
 
+def test_a_living_writers_spool_is_left_to_it(path: Path) -> None:
+    url = f"sqlite:///{path}"
+    ledger = Ledger(url, patience_s=0.05)
+    with locked(url):
+        write(ledger)
+        spool = ledger._commits._spool.path
+        Ledger(url).close()
+        assert spool.exists()
+    wait_until(lambda: ledger.waiting == 0)
+    ledger.close()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_written_after_closing_is_written_all_the_same(database_url: str) -> None:
+    ledger = Ledger(database_url)
+    request_id = new_id()
+    ledger.start(request_id, DECISION, "x", NOW)
+    ledger.close()
+    ledger.finish(request_id, "answered", [attempt()], SOON)
+    assert counts(ledger) == {"answered": 1, "attempts": 1}
+    ledger.close()
+
+
 def test_a_torn_last_line_of_a_spool_is_left_out_and_the_rest_is_written(path: Path) -> None:
     url = f"sqlite:///{path}"
     Ledger(url).close()
@@ -342,28 +367,64 @@ def test_l10_killed_backends_lose_and_double_nothing(postgresql_url: str, reques
     ledger.close()
 
 
-def test_l10_a_commit_whose_answer_is_lost_is_not_doubled(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(database_url)
+class CuttingProxy:
+    """Forwards a TCP port to the server's unix socket; while ``cut`` is set, it lets a COMMIT through, waits for the
+    server's answer and closes the connection instead of handing it on."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.cut = False
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._socket_path)
+            while True:
+                for source in select.select([client, server], [], [])[0]:
+                    data = source.recv(65_536)
+                    if not data:
+                        return
+                    (server if source is client else client).sendall(data)
+                    if source is client and self.cut and b"COMMIT" in data:
+                        server.recv(65_536)
+                        self.cuts += 1
+                        return
+
+
+def test_l10_commits_whose_answers_are_lost_are_not_doubled(postgresql_url: str, postgresql_server: str) -> None:
+    folder = postgresql_server.partition("host=")[2]
+    proxy = CuttingProxy(f"{folder}/.s.PGSQL.5432")
+    name = postgresql_url.partition("?")[0].rpartition("/")[2]
+    ledger = Ledger(f"postgresql+psycopg://router@127.0.0.1:{proxy.port}/{name}")
     write(ledger)
-    store = ledger._commits._store
-    cuts = iter([True, False, True, False])
-    real = store._attempt
-
-    def commit_then_cut(*args: Any) -> Any:
-        applied = real(*args)
-        if next(cuts, False):
-            store._drop_connection()
-            raise StoreUnavailable("connection cut after COMMIT")
-        return applied
-
-    monkeypatch.setattr(store, "_attempt", commit_then_cut)
-    request_id = new_id()
-    ledger.start(request_id, DECISION, "x", NOW, reserve_nanousd=10**9)
-    ledger.finish(request_id, "answered", [attempt()], SOON)
-    wait_until(lambda: ledger.waiting == 0)
-    assert counts(ledger) == {"answered": 2, "attempts": 2}
-    assert ledger.spent_usd(NOW.date()) == 2 * (attempt().cost.usd or 0)
+    for _ in range(5):
+        proxy.cut = True
+        request_id = new_id()
+        ledger.start(request_id, DECISION, "x", NOW, reserve_nanousd=10**9)
+        ledger.finish(request_id, "answered", [attempt()], SOON)
+        proxy.cut = False
+        wait_until(lambda: ledger.waiting == 0)
+    in_threads(16, [lambda: write(ledger)] * 100)
+    assert proxy.cuts >= 5
+    assert counts(ledger) == {"answered": 106, "attempts": 106}
+    assert ledger.spent_usd(NOW.date()) == 106 * USD
+    assert verify(ledger.database).violations == ()
     ledger.close()
+    proxy.close()
 
 
 def test_l10_a_server_that_is_gone_for_a_while_gets_every_row(postgresql_url: str) -> None:
