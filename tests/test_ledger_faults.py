@@ -405,11 +405,9 @@ class CuttingProxy:
                         return
 
 
-def test_l10_commits_whose_answers_are_lost_are_not_doubled(postgresql_url: str, postgresql_server: str) -> None:
-    folder = postgresql_server.partition("host=")[2]
-    proxy = CuttingProxy(f"{folder}/.s.PGSQL.5432")
-    name = postgresql_url.partition("?")[0].rpartition("/")[2]
-    ledger = Ledger(f"postgresql+psycopg://router@127.0.0.1:{proxy.port}/{name}")
+def test_l10_commits_whose_answers_are_lost_are_not_doubled(postgresql_url: str) -> None:
+    proxy = CuttingProxy(f"{postgresql_url.partition('host=')[2]}/.s.PGSQL.5432")
+    ledger = Ledger(f"postgresql+psycopg://router@127.0.0.1:{proxy.port}/postgres")
     write(ledger)
     for _ in range(5):
         proxy.cut = True
@@ -430,13 +428,12 @@ def test_l10_commits_whose_answers_are_lost_are_not_doubled(postgresql_url: str,
 def test_l10_a_server_that_is_gone_for_a_while_gets_every_row(postgresql_url: str) -> None:
     ledger = Ledger(postgresql_url)
     write(ledger)
-    name = postgresql_url.partition("?")[0].rpartition("/")[2]
-    with admin(postgresql_url.replace(name, "postgres")) as sql:
-        sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        sql(KILL.replace("current_database()", f"'{name}'"))
+    with admin(postgresql_url.replace("/postgres?", "/template1?")) as sql:
+        sql("ALTER DATABASE postgres ALLOW_CONNECTIONS false")
+        sql(KILL.replace("current_database()", "'postgres'"))
         in_threads(8, [lambda: write(ledger)] * 40)
         assert ledger.waiting == 80
-        sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        sql("ALTER DATABASE postgres ALLOW_CONNECTIONS true")
     wait_until(lambda: ledger.waiting == 0)
     assert counts(ledger) == {"answered": 41, "attempts": 41}
     ledger.close()
