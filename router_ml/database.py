@@ -128,9 +128,9 @@ def _transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 def _postgresql(url: sa.URL, name: str) -> Database:
     # A server that has fallen silent is noticed within seconds, unless the URL says otherwise.
-    silence = {"connect_timeout": 5, "tcp_user_timeout": 5_000, "keepalives_idle": 5, "keepalives_interval": 2}
+    silence = {"connect_timeout": 3, "tcp_user_timeout": 3_000, "keepalives_idle": 3, "keepalives_interval": 2}
     wanted = {key: value for key, value in silence.items() if key not in url.query}
-    return Database(sa.create_engine(url, pool_pre_ping=True, connect_args=wanted), None, name)
+    return Database(sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=wanted), None, name)
 
 
 def _sqlite(url: sa.URL, name: str, synchronous: Synchronous, create: bool) -> Database:
@@ -161,7 +161,7 @@ def _sqlite_engine(path: Path, synchronous: Synchronous) -> sa.Engine:
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool, hide_parameters=True)
     sa.event.listen(engine, "begin", _begin)
     return engine
 

@@ -156,6 +156,7 @@ class GroupCommit:
         try:
             if self._spool:
                 self._divert(tickets)
+                self._retry_later()
             elif not self._commit(tickets, patience_s):
                 self._queue.extendleft(reversed(tickets))
                 return
@@ -214,6 +215,7 @@ class GroupCommit:
                     self._replay_chunk(0.0)
                     pause_s = 0.0
                 except StoreUnavailable as exc:
+                    self._spool.save()
                     longest_s = _LONGEST_BUSY_PAUSE_S if exc.busy else _LONGEST_PAUSE_S
                     pause_s = min(max(pause_s, _FIRST_PAUSE_S) * 2, longest_s)
                 if not self._spool:

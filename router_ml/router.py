@@ -210,8 +210,8 @@ class Router:
             try:
                 limit = ceiling.to_nanousd(limit_usd)
                 self.ledger.start(request_id, candidate, text, at, reserve_nanousd=most, ceiling_nanousd=limit)
-            except SpendCeilingReached:
-                if candidate is candidates[-1]:
+            except SpendCeilingReached as exc:
+                if candidate is candidates[-1] or exc.spent_usd is None:
                     raise
             else:
                 return candidate, params

@@ -64,7 +64,7 @@ class Spool:
                 continue
             self._lines.append(line)
             self._bytes += len(line)
-        self._save()
+        self.save()
         return dropped
 
     def first(self, count: int) -> list[Entry]:
@@ -85,7 +85,8 @@ class Spool:
             os.close(self._file)
             self._file = None
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Bring the file up to what waits in memory, where it lacks something."""
         missing = list(islice(self._lines, self._in_file, None))
         if not missing:
             return

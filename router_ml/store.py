@@ -27,6 +27,7 @@ _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE
 _MAX_NAP_S = 0.02
 _MOST_LOG_PAGES = 16_000  # 64 MB; before that, the log is moved in the background
 _LEAST_PATIENCE_MS = 20
+_STATEMENT_MS = 5_000  # for a server that is merely slow
 
 Work: TypeAlias = Callable[[Any, Sequence[Entry]], Applied]
 
@@ -136,7 +137,8 @@ class Store:
     def _begin(self, connection: Any, patience_s: float) -> None:
         if self._path is None:
             patience_ms = max(_LEAST_PATIENCE_MS, round(patience_s * 1_000))  # 0 would be for ever
-            connection.execute(f"BEGIN; SET LOCAL lock_timeout = {patience_ms}")
+            limits = f"SET LOCAL lock_timeout = {patience_ms}; SET LOCAL statement_timeout = {_STATEMENT_MS}"
+            connection.execute(f"BEGIN; {limits}")  # one round trip
             return
         deadline: float | None = None
         nap_s = 0.001

@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from books import DECISION, NANOUSD, NOW, OFFER, SOON, USD, attempt, command, counts, in_threads, new_id, rows, write
 
+from router_ml import checkpoint
 from router_ml.errors import InputError, LedgerError
 from router_ml.ledger import Ledger
 from router_ml.types import Complexity, Outcome, Tier
@@ -220,3 +222,18 @@ def test_a_forked_child_writes_with_a_connection_of_its_own(ledger: Ledger) -> N
     write(ledger)
     assert child.exitcode == 0
     assert counts(ledger) == {"answered": 3, "attempts": 3}
+
+
+def test_sqlites_log_is_moved_into_the_file_while_commits_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_EVERY_COMMITS", 20)
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    empty_bytes = path.stat().st_size
+    end = time.monotonic() + 10
+    while path.stat().st_size == empty_bytes and time.monotonic() < end:
+        write(ledger, prompt="long " * 500)
+    assert path.stat().st_size > empty_bytes
+    ledger.close()
+    assert list(tmp_path.iterdir()) == [path]

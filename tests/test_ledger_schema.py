@@ -1,5 +1,6 @@
 """The schema as a literal, and the way there from the oldest ledger."""
 
+import sys
 from functools import partial
 
 import pytest
@@ -115,3 +116,26 @@ def test_openers_at_the_same_moment_make_one_ledger(database_url: str, before: s
 def test_tools_do_not_make_a_ledger(database_url: str) -> None:
     with pytest.raises(LedgerError, match=r"no such file|no ledger"):
         open_database(database_url, create=False)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(LedgerError, match=r"the package 'psycopg': pip install 'router-ml\[postgres\]'"):
+        Ledger("postgresql+psycopg://nobody@127.0.0.1:9/none")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("router.db", "no SQLAlchemy URL"),
+        ("sqlite://", "a ledger is a file"),
+        ("sqlite:///:memory:", "a ledger is a file"),
+        ("mysql://root:secret@127.0.0.1/x", "neither SQLite nor PostgreSQL"),
+        ("postgresql+psycopg://nobody:secret@127.0.0.1:9/none", "cannot be opened"),
+    ],
+)
+def test_a_database_that_will_not_do_is_a_named_error_without_its_password(url: str, why: str) -> None:
+    with pytest.raises(LedgerError, match=why) as caught:
+        Ledger(url)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
