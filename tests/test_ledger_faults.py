@@ -24,6 +24,7 @@ from books import DECISION, NOW, SOON, USD, attempt, command, counts, in_threads
 from router_ml.audit import verify
 from router_ml.errors import LedgerError
 from router_ml.ledger import Ledger
+from router_ml.simulator import Simulator
 
 CANARY = "prompt-canary-31415"
 
@@ -35,10 +36,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def run_until(url: str, requests: int, threads: int, how: signal.Signals, after: int) -> tuple[set[str], set[str]]:
+def end_after(code: list[str], how: signal.Signals, after: int) -> tuple[set[str], set[str]]:
     """Start a process that writes and end it after so many acknowledgements; the ids it had acknowledged."""
     started, finished = set(), set()
-    with subprocess.Popen(command(url, requests, threads), stdout=subprocess.PIPE, text=True) as process:
+    tests = Path(__file__).parent
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True, cwd=tests) as process:
         assert process.stdout is not None
         for number, line in enumerate(process.stdout, 1):
             if number == after:
@@ -58,7 +60,7 @@ def test_l1_l2_a_killed_process_loses_no_acknowledged_row(
     chance = random.Random(7)
     started, finished = set[str](), set[str]()
     for _ in range(runs):
-        more = run_until(database_url, requests, 50, how, chance.randrange(20, 2 * requests - 60))
+        more = end_after(command(database_url, requests, 50), how, chance.randrange(20, 2 * requests - 60))
         started |= more[0]
         finished |= more[1]
         Ledger(database_url).close()
@@ -71,6 +73,40 @@ def test_l1_l2_a_killed_process_loses_no_acknowledged_row(
     assert {number for _, number in attempts} == {1}
     assert {request_id for request_id, _ in attempts} == {i for i, s in status.items() if s == "answered"}
     assert len(finished) < requests * runs, "no process was stopped in time to show anything"
+    ledger.close()
+
+
+ROUTER = """
+import os, sys
+from dataclasses import replace
+from books import in_threads
+from router_ml import Catalog, Ledger, Router
+url, base_url, count = sys.argv[1:]
+catalog = Catalog.load()
+providers = {n: replace(p, base_url=base_url, key_env=None) for n, p in catalog.providers.items()}
+router = Router(replace(catalog, providers=providers), ledger=Ledger(url))
+in_threads(50, [lambda: os.write(1, f"f {router.complete('hello').request_id}\\n".encode())] * int(count))
+"""
+
+
+@pytest.mark.parametrize("size", [(200, 1), pytest.param((1_000, 20), marks=pytest.mark.slow)])
+def test_l1_a_killed_router_leaves_no_answer_and_no_bill_out_of_the_books(
+    database_url: str, simulator: Simulator, size: tuple[int, int]
+) -> None:
+    requests, runs = size
+    Ledger(database_url).close()
+    chance = random.Random(11)
+    answered = set[str]()
+    for _ in range(runs):
+        code = [sys.executable, "-c", ROUTER, database_url, simulator.base_url, str(requests)]
+        answered |= end_after(code, signal.SIGKILL, chance.randrange(10, requests - 60))[1]
+        Ledger(database_url).close()
+    ledger = Ledger(database_url)
+    status = dict(rows(ledger, "SELECT request_id, status FROM requests"))
+    assert {status[request_id] for request_id in answered} == {"answered"}
+    assert set(status.values()) == {"answered", "interrupted"}
+    assert len(simulator.requests) <= len(status), "a provider was called for a request that no row knows of"
+    assert verify(ledger.database).violations == ()
     ledger.close()
 
 
