@@ -152,6 +152,8 @@ def _sqlite(url: sa.URL, name: str, synchronous: Synchronous, create: bool) -> D
 
 def _sqlite_engine(path: Path, synchronous: Synchronous) -> sa.Engine:
     def connect() -> sqlite3.Connection:
+        if path.is_file() and path.stat().st_size == 0:  # SQLite would begin a new database in it
+            raise sqlite3.OperationalError("the file is empty")
         address = f"file:{quote(path.as_posix())}?mode=rw"  # never made by opening it
         connection = sqlite3.connect(
             address, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S

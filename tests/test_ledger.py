@@ -14,6 +14,7 @@ import pytest
 from books import DECISION, NANOUSD, NOW, OFFER, SOON, USD, attempt, command, counts, in_threads, new_id, rows, write
 
 from router_ml import checkpoint
+from router_ml.audit import verify
 from router_ml.errors import InputError, LedgerError
 from router_ml.ledger import Ledger
 from router_ml.types import Complexity, Outcome, Tier
@@ -71,6 +72,15 @@ def test_writing_an_entry_again_changes_nothing(ledger: Ledger) -> None:
     assert counts(ledger) == {"answered": 1, "attempts": 1}
     assert ledger.spent_usd(NOW.date()) == spent == USD
     assert ledger.dropped == 0
+
+
+def test_finishing_again_does_not_settle_a_reservation_twice(ledger: Ledger) -> None:
+    request_id = new_id()
+    for _ in range(2):
+        ledger.start(request_id, DECISION, "x", NOW, reserve_nanousd=10**9)
+        ledger.finish(request_id, "failed", [], SOON)
+    assert ledger.spent_usd(NOW.date()) == 0
+    assert verify(ledger.database).violations == ()
 
 
 def test_one_row_the_database_refuses_does_not_take_its_batch_with_it(ledger: Ledger) -> None:

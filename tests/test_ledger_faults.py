@@ -315,6 +315,21 @@ def test_l6_a_deleted_file_is_not_recreated_and_its_rows_wait(path: Path, ledger
     assert counts(ledger) == {"answered": 2, "attempts": 2}
 
 
+@pytest.mark.parametrize("content", [b"", b"not a database"])
+def test_l6_a_file_that_was_replaced_is_neither_written_nor_forgotten(
+    path: Path, ledger: Ledger, content: bytes
+) -> None:
+    write(ledger)
+    kept = path.rename(path.with_suffix(".moved"))
+    path.write_bytes(content)
+    write(ledger)
+    assert path.read_bytes() == content
+    assert ledger.waiting == 2
+    kept.replace(path)
+    wait_until(lambda: ledger.waiting == 0)
+    assert counts(ledger) == {"answered": 2, "attempts": 2}
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database", b"SQLite format 3\0" + b"\1" * 5_000])
 def test_l6_a_file_that_is_no_ledger_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
     path.write_bytes(content)
