@@ -75,7 +75,8 @@ def export(database: Database, path: Path, *, progress: Progress = lambda _done,
                 progress(exported, total)
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync(path.parent)
     except OSError as exc:
         raise LedgerError(f"{path} cannot be written: {exc.strerror}") from None
     finally:
