@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,23 @@ def test_threads_cannot_pass_the_ceiling_together(database_url: str) -> None:
     ledger.close()
 
 
+def test_writers_with_connections_of_their_own_cannot_pass_the_ceiling_together(database_url: str) -> None:
+    ledgers = [Ledger(database_url, patience_s=10.0) for _ in range(6)]
+    refused: list[SpendCeilingReached] = []
+
+    def one(ledger: Ledger) -> None:
+        try:
+            start(ledger, 3 * MILLI, 150 * MILLI)
+        except SpendCeilingReached as exc:
+            refused.append(exc)
+
+    in_threads(6, [partial(one, ledger) for _ in range(40) for ledger in ledgers])
+    assert all(exc.spent_usd is not None for exc in refused)
+    assert (counts(ledgers[0])["started"], len(refused)) == (50, 190)
+    for ledger in ledgers:
+        ledger.close()
+
+
 def test_a_ceiling_is_kept_and_leaves_no_open_row_while_the_ledger_cannot_be_read(database_url: str) -> None:
     ledger = Ledger(database_url, patience_s=0.05)
     start(ledger, MILLI, 100 * MILLI)
@@ -107,6 +125,7 @@ PREMIUM = """
 import sys
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from books import in_threads
 from router_ml import Catalog, ComplexityClassifier, Ledger, Router, SpendCeilingReached
 url, base_url, limit, count = sys.argv[1:]

@@ -22,6 +22,7 @@ import pytest
 from books import DECISION, NOW, SOON, USD, attempt, command, counts, in_threads, new_id, rows, write
 
 from router_ml.audit import verify
+from router_ml.database import open_database
 from router_ml.errors import LedgerError
 from router_ml.ledger import Ledger
 from router_ml.simulator import Simulator
@@ -234,6 +235,32 @@ def test_l5_a_file_size_limit_hits_database_and_spool_and_no_row_is_lost(path: P
     ledger.close()
 
 
+TORN = """
+import os, resource, sys
+from books import *
+ledger = Ledger(sys.argv[1], patience_s=0.05)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 10_000_000))
+for _ in range(10):
+    write(ledger, prompt="long " * 1_000)
+assert ledger._commits._spool.only_in_memory > 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+write(ledger)
+assert ledger._commits._spool.only_in_memory == 0
+os._exit(1)
+"""
+
+
+def test_l5_a_spool_that_was_full_for_a_while_holds_every_row_once_it_is_not(path: Path) -> None:
+    url = f"sqlite:///{path}"
+    Ledger(url).close()
+    with locked(url):
+        torn = subprocess.run([sys.executable, "-c", TORN, url], cwd=Path(__file__).parent, capture_output=True)
+    assert torn.returncode == 1, torn.stderr
+    ledger = Ledger(url)
+    assert counts(ledger) == {"answered": 11, "attempts": 11}
+    ledger.close()
+
+
 def test_l5_the_spool_is_bounded_and_counts_what_it_dropped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger(f"sqlite:///{path}", patience_s=0.05, spool_bytes=20_000)
     with locked(f"sqlite:///{path}"):
@@ -313,6 +340,16 @@ def test_l6_a_deleted_file_is_not_recreated_and_its_rows_wait(path: Path, ledger
     kept.rename(path)
     wait_until(lambda: ledger.waiting == 0)
     assert counts(ledger) == {"answered": 2, "attempts": 2}
+
+
+def test_l6_reading_does_not_recreate_a_deleted_file(path: Path) -> None:
+    Ledger(f"sqlite:///{path}").close()
+    database = open_database(f"sqlite:///{path}", create=True)
+    database.engine.dispose()
+    path.unlink()
+    with pytest.raises(LedgerError, match="unable to open"), database.reading():
+        pass
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database"])
