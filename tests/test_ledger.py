@@ -189,6 +189,7 @@ def test_rows_of_a_dead_process_become_interrupted_and_a_living_ones_do_not(data
     assert counts(living) == {"started": 2, "attempts": 0}
     opened = Ledger(database_url)
     assert counts(opened) == {"started": 1, "interrupted": 1, "attempts": 0}
+    assert rows(opened, "SELECT count(*) FROM writers") == [(1,)]
     opened.close()
     living.close()
 
@@ -232,6 +233,7 @@ def test_a_forked_child_writes_with_a_connection_of_its_own(ledger: Ledger) -> N
     write(ledger)
     assert child.exitcode == 0
     assert counts(ledger) == {"answered": 3, "attempts": 3}
+    assert rows(ledger, "SELECT count(*) FROM writers") == [(2,)]
 
 
 def test_sqlites_log_is_moved_into_the_file_while_commits_go_on(
@@ -241,9 +243,11 @@ def test_sqlites_log_is_moved_into_the_file_while_commits_go_on(
     path = tmp_path / "ledger.db"
     ledger = Ledger(f"sqlite:///{path}")
     empty_bytes = path.stat().st_size
+    for _ in range(200):  # far from the size at which a commit would do it itself
+        write(ledger, prompt="long " * 500)
     end = time.monotonic() + 10
     while path.stat().st_size == empty_bytes and time.monotonic() < end:
-        write(ledger, prompt="long " * 500)
+        time.sleep(0.01)
     assert path.stat().st_size > empty_bytes
     ledger.close()
     assert list(tmp_path.iterdir()) == [path]
