@@ -198,6 +198,23 @@ def test_l4_an_event_loop_is_not_held_up_by_a_lock(database_url: str) -> None:
     ledger.close()
 
 
+def test_an_event_loop_does_not_wait_for_the_spools_disk(
+    path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced_by: list[threading.Thread] = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced_by.append(threading.current_thread()), real(file)))
+
+    async def three() -> None:
+        for _ in range(3):
+            await ledger.start_async(new_id(), DECISION, "x", NOW)
+
+    with locked(f"sqlite:///{path}"):
+        asyncio.run(three())
+    assert len(synced_by) >= 3
+    assert threading.main_thread() not in synced_by
+
+
 def test_l5_a_full_database_spools_and_is_written_when_there_is_room(path: Path, ledger: Ledger) -> None:
     write(ledger)
     connection = ledger._commits._store._connection
