@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RequestFailed,
         RequestRejected,
         RouterError,
+        SpendCeilingReached,
         StreamInterrupted,
         UnknownModel,
     )
@@ -57,6 +58,7 @@ _HOME = {
         "RequestFailed",
         "RequestRejected",
         "RouterError",
+        "SpendCeilingReached",
         "StreamInterrupted",
         "UnknownModel",
     ),
@@ -104,6 +106,7 @@ __all__ = [
     "Routed",
     "Router",
     "RouterError",
+    "SpendCeilingReached",
     "StreamInterrupted",
     "Tier",
     "UnknownModel",

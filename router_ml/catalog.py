@@ -25,7 +25,9 @@ _POSITIVE = (
     "stream_idle_s",
     "breaker_failures",
     "expected_output_tokens",
+    "ceiling_output_tokens",
 )
+_NOT_NEGATIVE = ("breaker_cooldown_s", "session_ttl_s", "max_usd_per_day")  # 0 is a value: probe at once, spend nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ class Settings:
     database: str
     prompts: Literal["full", "hash", "off"]
     baseline: str
+    max_usd_per_day: Decimal | None = None
+    on_ceiling: Literal["refuse", "step_down"] = "refuse"
+    ceiling_output_tokens: int = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +148,10 @@ def _check(catalog: Catalog, source: str) -> None:
     for name in _POSITIVE:
         if not getattr(settings, name) > 0:
             raise ConfigError(f"{source} [router]: {name} = {getattr(settings, name)} must be above 0")
-    for name in ("breaker_cooldown_s", "session_ttl_s"):  # 0 is a value: probe at once, keep no session
-        if not getattr(settings, name) >= 0:
-            raise ConfigError(f"{source} [router]: {name} = {getattr(settings, name)} must not be negative")
+    for name in _NOT_NEGATIVE:
+        value = getattr(settings, name)
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{source} [router]: {name} = {value} must not be negative")
 
 
 def _check_offers(catalog: Catalog, source: str) -> None:

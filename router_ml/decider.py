@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ from router_ml.types import TIERS, Complexity, Decision, Offer, Tier, Usage
 Pin: TypeAlias = "Tier | Offer | None"
 
 AUTO = "auto"
+PINNED = "pinned"  # the policy_version where the caller decided
 _SAMPLE_TOKENS = 1_000
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Decider:
         """Raises NoCapableOffer where no offer can serve ``needs``, InputError for what is no prompt."""
         if isinstance(pin, Offer):
             _refuse(needs, [pin])
-            return Decision(pin.tier, (pin,), f"{pin} was asked for", policy_version="pinned")
+            return Decision(pin.tier, (pin,), f"{pin} was asked for", policy_version=PINNED)
         capable = {tier: tuple(o for o in self._offers[tier] if not unmet(o, needs)) for tier in TIERS}
         if not any(capable.values()):
             _refuse(needs, [offer for tier in TIERS for offer in self._offers[tier]])
@@ -49,7 +51,7 @@ class Decider:
             offers = _ordered(capable, pin)
             if not offers:
                 _refuse(needs, [offer for tier in TIERS if tier >= pin for offer in self._offers[tier]])
-            return Decision(pin, offers, f"{pin} was asked for", policy_version="pinned")
+            return Decision(pin, offers, f"{pin} was asked for", policy_version=PINNED)
         complexity, failure = self._classify(prompt)
         if complexity is None:
             tier = self._catalog.settings.fallback_tier
@@ -64,6 +66,16 @@ class Decider:
         if held is not None and held.offer in offers and held.offer.tier == tier:
             offers = (held.offer, *(offer for offer in offers if offer != held.offer))
         return Decision(tier, offers, reason, complexity, quality, policy_version=version)
+
+    def stepped_down(self, decision: Decision, needs: Needs) -> list[Decision]:
+        """Cheaper ones: its tier's own offers alone, then weaker tiers; a tier or model that was asked for stays."""
+        own = tuple(offer for offer in decision.offers if offer.tier == decision.tier)
+        offers = {decision.tier: own} if own != decision.offers else {}
+        if decision.policy_version != PINNED:
+            weaker = (tier for tier in reversed(TIERS) if tier < decision.tier)
+            offers |= {tier: tuple(o for o in self._offers[tier] if not unmet(o, needs)) for tier in weaker}
+        reason = f"{decision.reason}; under the day's spend ceiling"
+        return [replace(decision, tier=tier, offers=some, reason=reason) for tier, some in offers.items() if some]
 
     def pinned(self, model: str) -> Pin:
         """What ``model`` asks for: "auto" nothing, a tier that tier, "provider/model" or a model's id that model.

@@ -8,6 +8,7 @@
     |   `-- MissingKeyError     no API key; names the environment variable to set
     |-- ArtefactError           the classifier's files are missing, damaged or of another format
     |-- LedgerError             the ledger cannot be opened, or does not know the request
+    |-- SpendCeilingReached     the day's spend ceiling leaves no room for this request; nothing was sent
     |-- ProviderError           one call to one provider failed
     |   |-- RequestRejected     the provider refuses the request itself; another provider would too
     |   |-- ProviderUnavailable anything else: another offer may answer
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from decimal import Decimal
 
     from router_ml.types import Attempt
 
@@ -57,6 +59,25 @@ class ArtefactError(RouterError):
 
 class LedgerError(RouterError):
     """The ledger cannot be opened, or does not know the request."""
+
+
+class SpendCeilingReached(RouterError):  # noqa: N818 - reads as what happened
+    """The request's worst case does not fit under the day's ceiling; nothing was sent.
+
+    ``spent_usd`` is what the day's finished requests were charged, ``reserved_usd`` what those still open may cost;
+    both are None where the ledger could not be read, and then nobody can say that the ceiling would hold.
+    """
+
+    def __init__(
+        self, limit_usd: Decimal, spent_usd: Decimal | None, reserved_usd: Decimal | None, needed_usd: Decimal
+    ) -> None:
+        known = spent_usd is not None and reserved_usd is not None
+        state = f"${spent_usd:f} spent and ${reserved_usd:f} reserved" if known else "the ledger cannot be read"
+        super().__init__(f"the ceiling of ${limit_usd:f} a day leaves no room for ${needed_usd:f}: {state}")
+        self.limit_usd = limit_usd
+        self.spent_usd = spent_usd
+        self.reserved_usd = reserved_usd
+        self.needed_usd = needed_usd
 
 
 class ProviderError(RouterError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from router_ml import pricing
 from router_ml.catalog import Catalog
-from router_ml.errors import ProviderError, RequestFailed
+from router_ml.ceiling import Reservation
+from router_ml.errors import ProviderError, RequestFailed, SpendCeilingReached
 from router_ml.failover import Result, Step, Verdict
 from router_ml.needs import texts_of
 from router_ml.reply import Reply, Tally
@@ -31,28 +32,47 @@ class Query:
 
 
 class Exchange:
-    """Driven by a router: ``first`` step, then ``answered``, ``failed`` ... for each attempt, and ``end`` in any case.
+    """Driven by a router: one of ``starts``, ``first`` step, then ``answered``, ``failed`` ... for each attempt, and
+    ``end`` in any case.
 
     ``status`` is what the books say: answered, failed, or interrupted (the caller left, or the process did).
+    ``in_books`` is False where a spend ceiling kept the request out of them: it has no row to finish.
     """
 
     def __init__(
         self,
         request_id: str,
         query: Query,
-        decision: Decision,
-        plan: Generator[Step, Result, None],
+        reservations: Sequence[Reservation],
+        plan_of: Callable[[Decision], Generator[Step, Result, None]],
         catalog: Catalog,
         count_tokens: Callable[[str], int],
     ) -> None:
-        self.request_id, self.query, self.decision = request_id, query, decision
+        """``reservations``, one at least: with which the books are asked to let the request in, in this order."""
+        self.request_id, self.query = request_id, query
+        self.decision = reservations[0].decision
         self.attempts: list[Attempt] = []
         self.status = "interrupted"
-        self._plan, self._catalog, self._count = plan, catalog, count_tokens
+        self.in_books = True
+        self._reservations, self._plan_of = reservations, plan_of
+        self._plan: Generator[Step, Result, None] | None = None
+        self._catalog, self._count = catalog, count_tokens
         self._calling: tuple[Offer, datetime, float] | None = None
         self._first_content_ms: float | None = None
 
+    def starts(self) -> Iterator[Reservation]:
+        """What to enter in the books, until one is let in; what is decided goes down with it."""
+        for reservation in self._reservations:
+            self.decision = reservation.decision
+            yield reservation
+
+    def over_ceiling(self, refusal: SpendCeilingReached) -> bool:
+        """Whether that is the end: nothing cheaper is left to ask for, or nobody can say what is spent."""
+        self.in_books = not (self.decision is self._reservations[-1].decision or refusal.spent_usd is None)
+        return not self.in_books
+
     def first(self) -> Step | None:
+        self._plan = self._plan_of(self.decision)
         return next(self._plan, None)
 
     def calling(self, step: Step) -> Offer:
@@ -74,6 +94,7 @@ class Exchange:
     def failed(self, error: ProviderError) -> Step | None:
         """The next step, None where nothing is left to try."""
         self._note(None, Cost(None) if error.billed is None else Cost(pricing.ZERO, "unbilled"), str(error))
+        assert self._plan is not None
         try:
             return self._plan.send(error)
         except StopIteration:
@@ -98,7 +119,8 @@ class Exchange:
         """However it ended: an attempt cut short is in the books, and the breaker's probe is free."""
         if self._calling is not None:
             self._note(None, Cost(None), "interrupted")
-        self._plan.close()
+        if self._plan is not None:
+            self._plan.close()
 
     def outcome(self) -> Exception:
         """What to raise when no step is left."""
@@ -122,6 +144,7 @@ class Exchange:
         return Routed(self.request_id, self.decision, attempts)
 
     def _close(self, result: Result, status: str) -> None:
+        assert self._plan is not None
         self.status = status
         try:
             self._plan.send(result)

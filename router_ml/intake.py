@@ -8,25 +8,27 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from router_ml import policy
+from router_ml import ceiling, policy
 from router_ml.breaker import Breaker
 from router_ml.catalog import Catalog, check_quality
+from router_ml.ceiling import Reservation
 from router_ml.classifier import ComplexityClassifier
 from router_ml.decider import Decider, Pin
 from router_ml.errors import InputError
 from router_ml.exchange import Exchange, Query
-from router_ml.failover import RetryBudget, failover
+from router_ml.failover import Result, RetryBudget, Step, failover
 from router_ml.ledger import Ledger
-from router_ml.needs import CHARS_PER_TOKEN, needs_of
+from router_ml.needs import CHARS_PER_TOKEN, Needs, needs_of
 from router_ml.profile import checked
 from router_ml.provider import AsyncEndpoint, Endpoint
 from router_ml.session import Held, Sessions
 from router_ml.text import Prompt, judged_text, repaired, to_messages
-from router_ml.types import Decision, Tier
+from router_ml.types import Decision, Offer, Tier
 
 MAX_SESSION_CHARS = 256
 E = TypeVar("E", Endpoint, AsyncEndpoint)
@@ -111,9 +113,35 @@ class Intake(Generic[E]):
         params = checked({name: value for name, value in openai_kwargs.items() if name != "stream"})
         deadline_s = _deadline_s(params.pop("timeout", None), self.settings.deadline_s)
         params = repaired(params)
+        if self.settings.max_usd_per_day is not None:
+            params = ceiling.bounded(params, self.settings.ceiling_output_tokens)
         held = self._sessions.get(session) if session is not None else None
-        decision = self._decider.decide(prompt, needs_of(messages, params), wanted, pin=pin, held=held)
-        plan = failover(
+        needs = needs_of(messages, params)
+        decision = self._decider.decide(prompt, needs, wanted, pin=pin, held=held)
+        query = Query(messages, params, judged_text(prompt), session, deadline_s)
+        reservations = self._reservations(decision, needs, query)
+        plan_of = functools.partial(self._plan, deadline_s)
+        return Exchange(uuid.uuid4().hex, query, reservations, plan_of, self.catalog, self._count_tokens)
+
+    def _reservations(self, decision: Decision, needs: Needs, query: Query) -> Sequence[Reservation]:
+        """The decision with the most it can cost, then what it may step down to."""
+        settings = self.settings
+        if settings.max_usd_per_day is None:
+            return (Reservation(decision),)
+        limit_nanousd, at = ceiling.to_nanousd(settings.max_usd_per_day), datetime.now(UTC)
+        cheaper: list[Decision] = []
+        if settings.on_ceiling == "step_down":
+            cheaper = self._decider.stepped_down(decision, needs)
+
+        def most(offers: Sequence[Offer]) -> int:
+            return ceiling.most_nanousd(
+                offers, self.catalog.providers, query.messages, query.params, max_attempts=settings.max_attempts, at=at
+            )
+
+        return [Reservation(each, most(each.offers), limit_nanousd) for each in (decision, *cheaper)]
+
+    def _plan(self, deadline_s: float, decision: Decision) -> Generator[Step, Result, None]:
+        return failover(
             decision.offers,
             deadline_s=deadline_s,
             attempt_timeout_s=self.settings.attempt_timeout_s,
@@ -122,8 +150,6 @@ class Intake(Generic[E]):
             budget=self._budget,
             now=time.monotonic,
         )
-        query = Query(messages, params, judged_text(prompt), session, deadline_s)
-        return Exchange(uuid.uuid4().hex, query, decision, plan, self.catalog, self._count_tokens)
 
     def _pin(self, tier: Tier | str | None, model: str | None) -> Pin:
         if tier is None:
@@ -135,7 +161,9 @@ class Intake(Generic[E]):
         except ValueError:
             raise InputError(f"unknown tier {str(tier)[:80]!r}: it is one of {', '.join(Tier)}") from None
 
-    def _keep_session(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange) -> None:
+        """All of an end but the books."""
+        exchange.end()
         session = exchange.query.session
         if session is None or exchange.status != "answered":
             return

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from router_ml.client import AsyncClient, Client
-from router_ml.errors import InputError, ProviderError, RequestRejected
+from router_ml.errors import InputError, ProviderError, RequestRejected, SpendCeilingReached
 from router_ml.exchange import Exchange
 from router_ml.failover import Step
 from router_ml.intake import Intake
@@ -59,6 +59,7 @@ class Router(Intake[Endpoint]):
             ConfigError: ``quality`` outside (0, 1].
             RequestRejected: the provider refuses the request as such (400, 413, 422).
             RequestFailed: no offer answered within the deadline; carries every attempt.
+            SpendCeilingReached: ``max_usd_per_day`` leaves no room for it; nothing was sent.
         """
         exchange = self._exchange(prompt, tier, model, quality, session, openai_kwargs)
         try:
@@ -139,12 +140,26 @@ class Router(Intake[Endpoint]):
         return self._endpoint(offer.provider).open(offer, query.messages, query.params, step.timeout_s, idle_s)
 
     def _start(self, exchange: Exchange) -> None:
-        self.ledger.start(exchange.request_id, exchange.decision, exchange.query.judged_text, datetime.now(UTC))
+        for reserved in exchange.starts():
+            try:
+                self.ledger.start(
+                    exchange.request_id,
+                    reserved.decision,
+                    exchange.query.judged_text,
+                    datetime.now(UTC),
+                    reserve_nanousd=reserved.reserve_nanousd,
+                    ceiling_nanousd=reserved.ceiling_nanousd,
+                )
+            except SpendCeilingReached as refusal:
+                if exchange.over_ceiling(refusal):
+                    raise
+            else:
+                return
 
     def _finish(self, exchange: Exchange) -> None:
-        exchange.end()
-        self._keep_session(exchange)
-        self.ledger.finish(exchange.request_id, exchange.status, exchange.attempts, datetime.now(UTC))
+        self._end(exchange)
+        if exchange.in_books:
+            self.ledger.finish(exchange.request_id, exchange.status, exchange.attempts, datetime.now(UTC))
 
 
 class AsyncRouter(Intake[AsyncEndpoint]):
@@ -240,14 +255,27 @@ class AsyncRouter(Intake[AsyncEndpoint]):
         return await self._endpoint(offer.provider).open(offer, query.messages, query.params, step.timeout_s, idle_s)
 
     async def _start(self, exchange: Exchange) -> None:
-        row = (exchange.request_id, exchange.decision, exchange.query.judged_text, datetime.now(UTC))
-        await asyncio.to_thread(self.ledger.start, *row)
+        for reserved in exchange.starts():
+            try:
+                await self.ledger.start_async(
+                    exchange.request_id,
+                    reserved.decision,
+                    exchange.query.judged_text,
+                    datetime.now(UTC),
+                    reserve_nanousd=reserved.reserve_nanousd,
+                    ceiling_nanousd=reserved.ceiling_nanousd,
+                )
+            except SpendCeilingReached as refusal:
+                if exchange.over_ceiling(refusal):
+                    raise
+            else:
+                return
 
     async def _finish(self, exchange: Exchange) -> None:
-        exchange.end()
-        self._keep_session(exchange)
-        row = (exchange.request_id, exchange.status, exchange.attempts, datetime.now(UTC))
-        await asyncio.shield(asyncio.to_thread(self.ledger.finish, *row))  # written even if we are cancelled again
+        self._end(exchange)
+        if exchange.in_books:  # written even if we are cancelled again
+            at = datetime.now(UTC)
+            await self.ledger.finish_async(exchange.request_id, exchange.status, exchange.attempts, at)
 
 
 @functools.cache

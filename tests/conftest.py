@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import database_url, postgresql_server, postgresql_url  # noqa: F401 - fixtures
 from hypothesis import settings
 
 from router_ml import AsyncRouter, Catalog, ComplexityClassifier, Ledger, Router

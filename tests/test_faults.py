@@ -245,7 +245,7 @@ def test_f11_a_reset_after_the_work_was_done_is_possibly_billed_and_not_free(mak
     router = make_either(dict.fromkeys(EVERYONE, "reset-billed"))
     with pytest.raises(RequestFailed):
         router.complete("hi", "premium")
-    with router.ledger._engine.connect() as connection:
+    with router.ledger.database.reading() as connection:
         assert connection.execute(sa.select(ATTEMPTS.c.cost_nanousd)).scalars().all() == [None] * 3
         assert connection.execute(sa.select(REQUESTS.c.cost_nanousd)).scalars().all() == [None]
 

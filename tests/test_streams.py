@@ -245,6 +245,6 @@ def test_s8_50_slow_readers_take_less_than_64_mb(make_router: MakeRouter, simula
 def test_a_ledger_that_cannot_be_reached_does_not_stop_a_stream(make_either: MakeRouter, tmp_path: Any) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/other.db")
     router = make_either(ledger=ledger)
-    with ledger._engine.begin() as connection:
+    with ledger.database.writing() as connection:
         connection.exec_driver_sql("drop table attempts")
     assert list(router.stream("hi", "simple"))

@@ -9,13 +9,18 @@ PACKAGE = Path(router_ml.__file__).parent
 LAYERS = [
     {"types"},
     {"errors"},
-    {"text", "tokenizer", "catalog", "pricing", "policy", "breaker", "needs", "wire", "profile", "ledger", "registry"},
-    {"encoder", "failover", "reply", "session", "faults", "simulated"},
+    {"text", "tokenizer", "catalog", "pricing", "policy", "breaker", "needs", "wire", "profile", "registry"},
+    {"process", "entries", "encoder", "failover", "reply", "session", "faults", "simulated", "schema", "ceiling"},
+    {"statements"},
+    {"batch", "database", "spool", "checkpoint"},
+    {"store"},
+    {"group_commit", "recovery"},
+    {"ledger", "audit", "archive"},
     {"classifier", "simulator", "live", "exchange"},
     {"provider", "decider", "stream"},
     {"intake", "client"},
     {"router"},
-    {"demo"},
+    {"demo", "ledger_cli"},
     {"cli"},
 ]
 

@@ -135,7 +135,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
 
 def read_ledger(url: str) -> Table:
     """Answered requests with an outcome: the score counts for the tier that answered, the other tiers are unknown."""
-    ledger = Ledger(url)
+    ledger = Ledger(url, inspect=True)
     try:
         rows = ledger.judged()
     finally:
