@@ -20,6 +20,7 @@ settings.load_profile("offline")
 MakeRouter = Callable[..., Any]
 CATALOG = Catalog.load()
 CANARY_KEY = "sk-canary-0123456789"
+HARD = "Prove that the sum of two odd squares is no square, then generalise to n squares."
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +59,8 @@ class Driven:
 
     def close(self) -> None:
         self.run(self.router.close())
+        self.run(self.loop.shutdown_asyncgens())  # the SDK leaves some to the garbage collector
         leaked = asyncio.all_tasks(self.loop)
-        self.run(self.loop.shutdown_asyncgens())
         self.loop.close()
         assert not leaked
 
@@ -129,8 +130,8 @@ def build(
     for router in made:
         router.close()
     assert CANARY_KEY not in caplog.text
-    for file in tmp_path.glob("*.db*"):
-        assert CANARY_KEY.encode() not in file.read_bytes()
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or CANARY_KEY.encode() not in file.read_bytes()
 
 
 @pytest.fixture

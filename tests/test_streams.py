@@ -248,3 +248,13 @@ def test_a_ledger_that_cannot_be_reached_does_not_stop_a_stream(make_either: Mak
     with ledger.database.writing() as connection:
         connection.exec_driver_sql("drop table attempts")
     assert list(router.stream("hi", "simple"))
+
+
+def test_how_long_the_first_content_took_is_in_the_ledger(make_either: MakeRouter, simulator: Simulator) -> None:
+    router = make_either()
+    simulator._token_s = 0.01
+    list(router.stream("hi", "simple"))
+    router.complete("hi", "simple")
+    whole, streamed = router.ledger.recent()
+    assert streamed["first_content_ms"] > 0
+    assert whole["first_content_ms"] is None

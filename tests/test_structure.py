@@ -11,7 +11,7 @@ LAYERS = [
     {"errors"},
     {"text", "tokenizer", "catalog", "pricing", "policy", "breaker", "needs", "wire", "profile", "registry"},
     {"process", "entries", "encoder", "failover", "reply", "session", "faults", "simulated", "schema", "ceiling"},
-    {"statements"},
+    {"statements", "queries"},
     {"batch", "database", "spool", "checkpoint"},
     {"store"},
     {"group_commit", "recovery"},
