@@ -20,6 +20,7 @@ settings.load_profile("offline")
 MakeRouter = Callable[..., Any]
 CATALOG = Catalog.load()
 CANARY_KEY = "sk-canary-0123456789"
+BUSY_MACHINE_S = 0.45  # what other work may add to a wait; less than any wait that a test must tell apart
 HARD = "Prove that the sum of two odd squares is no square, then generalise to n squares."
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from books import DECISION, NOW, SOON, USD, attempt, counts, in_threads, new_id
-from test_ledger_faults import locked, wait_until
+from books import DECISION, NOW, SOON, USD, attempt, counts, in_threads, new_id, wait_until
+from databases import locked
 
 from router_ml import Ledger, SpendCeilingReached
 from router_ml.audit import verify
