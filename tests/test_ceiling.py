@@ -171,20 +171,25 @@ def test_wherever_a_request_is_cancelled_no_row_stays_open(
                 async for _ in stream:
                     pass
 
-    async def cancelled_after(turns: int) -> None:
+    async def cancelled_after(pauses_s: list[float], times: int) -> None:
         task = asyncio.ensure_future(request())
-        for _ in range(turns):
+        for pause_s in pauses_s:
+            await asyncio.sleep(pause_s)
+        for _ in range(times):  # the second time while the first is being noted
+            task.cancel()
             await asyncio.sleep(0)
-        task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     async def cancel_everywhere() -> None:
-        for turns in [*range(25), *range(25, 200, 25)]:
-            await cancelled_after(turns)
+        turns = [[0.0] * count for count in range(25)]
+        for pauses_s in [*turns, *([0.002 * count] for count in range(1, 16))]:
+            await cancelled_after(pauses_s, 1)
+            await cancelled_after(pauses_s, 2)
+        await cancelled_after([], 0)
 
     driven.run(cancel_everywhere())
     ledger = driven.router.ledger
     ledger.close()  # what was still queued is written
-    assert "started" not in counts(ledger)
+    assert set(counts(ledger)) == ({"attempts"} if limit_usd == 0 else {"attempts", "interrupted", "answered"})
     assert ledger.dropped == 0
     assert verify(ledger.database).violations == ()

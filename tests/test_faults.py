@@ -22,7 +22,7 @@ from conftest import BUSY_MACHINE_S
 from router_ml import Complexity, ComplexityClassifier, RequestFailed, RequestRejected, Tier
 from router_ml.breaker import State
 from router_ml.faults import _packed_blanks
-from router_ml.ledger import ATTEMPTS, REQUESTS
+from router_ml.schema import ATTEMPTS, REQUESTS
 from router_ml.simulator import Simulator
 
 MakeRouter = Callable[..., Any]
