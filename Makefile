@@ -30,6 +30,8 @@ test: lint  ## lint, strict types, tests with coverage
 
 bench: .venv/.installed-run  ## timings of this machine, as ratios from one run
 	$(BIN)/python -m training.bench
+	$(BIN)/python -m training.bench_routing
+	$(BIN)/python -m training.bench_ledger
 
 retrain: .venv/.installed-test  ## distil, fit, calibrate, evaluate; promote the artefact or refuse
 	$(BIN)/python -m training.retrain

@@ -17,15 +17,31 @@ if TYPE_CHECKING:
         InputError,
         LedgerError,
         MissingKeyError,
+        NoCapableOffer,
         ProviderError,
         ProviderUnavailable,
         RequestFailed,
         RequestRejected,
         RouterError,
+        SpendCeilingReached,
+        StreamInterrupted,
+        UnknownModel,
     )
     from router_ml.ledger import Ledger
-    from router_ml.router import Router, classify_and_complete
-    from router_ml.types import Attempt, Completion, Complexity, Cost, Decision, Offer, Outcome, Provider, Tier, Usage
+    from router_ml.router import AsyncRouter, Router, classify_and_complete
+    from router_ml.types import (
+        Attempt,
+        Completion,
+        Complexity,
+        Cost,
+        Decision,
+        Offer,
+        Outcome,
+        Provider,
+        Routed,
+        Tier,
+        Usage,
+    )
 
 _HOME = {
     "catalog": ("Catalog",),
@@ -36,14 +52,18 @@ _HOME = {
         "InputError",
         "LedgerError",
         "MissingKeyError",
+        "NoCapableOffer",
         "ProviderError",
         "ProviderUnavailable",
         "RequestFailed",
         "RequestRejected",
         "RouterError",
+        "SpendCeilingReached",
+        "StreamInterrupted",
+        "UnknownModel",
     ),
     "ledger": ("Ledger",),
-    "router": ("Router", "classify_and_complete"),
+    "router": ("AsyncRouter", "Router", "classify_and_complete"),
     "types": (
         "Attempt",
         "Completion",
@@ -53,6 +73,7 @@ _HOME = {
         "Offer",
         "Outcome",
         "Provider",
+        "Routed",
         "Tier",
         "Usage",
     ),
@@ -61,6 +82,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "ArtefactError",
+    "AsyncRouter",
     "Attempt",
     "Catalog",
     "Completion",
@@ -73,6 +95,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "MissingKeyError",
+    "NoCapableOffer",
     "Offer",
     "Outcome",
     "Provider",
@@ -80,9 +103,13 @@ __all__ = [
     "ProviderUnavailable",
     "RequestFailed",
     "RequestRejected",
+    "Routed",
     "Router",
     "RouterError",
+    "SpendCeilingReached",
+    "StreamInterrupted",
     "Tier",
+    "UnknownModel",
     "Usage",
     "classify_and_complete",
 ]

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from router_ml.errors import ConfigError
-from router_ml.types import TIERS, Offer, Provider, Tier
+from router_ml.types import CAPABILITIES, TIERS, Offer, Provider, Tier
 
 SECTIONS = ("router", "providers", "offers")
+_POSITIVE = (
+    "deadline_s",
+    "attempt_timeout_s",
+    "max_attempts",
+    "stream_idle_s",
+    "breaker_failures",
+    "expected_output_tokens",
+    "ceiling_output_tokens",
+)
+_NOT_NEGATIVE = ("breaker_cooldown_s", "session_ttl_s", "max_usd_per_day")  # 0 is a value: probe at once, spend nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +39,18 @@ class Settings:
     deadline_s: float
     attempt_timeout_s: float
     max_attempts: int
+    stream_idle_s: float
+    breaker_failures: int
+    breaker_cooldown_s: float
+    session_ttl_s: float
+    fallback_tier: Tier
     expected_output_tokens: int
     database: str
     prompts: Literal["full", "hash", "off"]
     baseline: str
+    max_usd_per_day: Decimal | None = None
+    on_ceiling: Literal["refuse", "step_down"] = "refuse"
+    ceiling_output_tokens: int = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ class Catalog:
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
-    """TOML -> the three sections, with each provider's ``models`` shorthand written out as offers."""
+    """TOML -> the three sections, with each provider's ``models`` (with ``capabilities``) written out as offers."""
     try:
         document: dict[str, Any] = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as exc:
@@ -80,8 +98,9 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     _refuse_unknown(document, SECTIONS, source)
     providers, offers = document.get("providers", {}), list(document.get("offers", ()))
     for name, table in providers.items():
+        shared = {"capabilities": table.pop("capabilities")} if "capabilities" in table else {}
         for tier, model in table.pop("models", {}).items():
-            offers.append({"provider": name, "model": model, "tier": tier})
+            offers.append({"provider": name, "model": model, "tier": tier, **shared})
     return {"router": document.get("router", {}), "providers": providers, "offers": offers}
 
 
@@ -126,9 +145,13 @@ def _check(catalog: Catalog, source: str) -> None:
         if not catalog.routed(tier):
             raise ConfigError(f"{source}: no provider in route {list(settings.route)} has an offer for tier {tier}")
     check_quality(settings.quality, f"{source} [router]: ")
-    for name in ("deadline_s", "attempt_timeout_s", "max_attempts", "expected_output_tokens"):
+    for name in _POSITIVE:
         if not getattr(settings, name) > 0:
             raise ConfigError(f"{source} [router]: {name} = {getattr(settings, name)} must be above 0")
+    for name in _NOT_NEGATIVE:
+        value = getattr(settings, name)
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{source} [router]: {name} = {value} must not be negative")
 
 
 def _check_offers(catalog: Catalog, source: str) -> None:
@@ -138,6 +161,10 @@ def _check_offers(catalog: Catalog, source: str) -> None:
         if key in seen:
             raise ConfigError(f"{source}: {offer} is offered twice for tier {offer.tier}")
         seen.add(key)
+        unknown = sorted(offer.capabilities - CAPABILITIES)
+        if unknown:
+            near = _nearest(unknown[0], CAPABILITIES)
+            raise ConfigError(f"{source}: offer {offer} has the unknown capability {unknown[0]!r}{near}")
         if offer.provider not in catalog.providers:
             raise ConfigError(
                 f"{source}: offer {offer} names an unknown provider{_nearest(offer.provider, catalog.providers)}"

@@ -1,4 +1,4 @@
-"""router-ml: classify, complete, simulate, log, catalog, demo. Exit status 0 done, 1 failed, 2 wrong usage."""
+"""router-ml: classify, complete, simulate, log, ledger, catalog, demo. Exit status 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from router_ml.errors import InputError, RouterError
+from router_ml.ledger_cli import add_commands
 from router_ml.types import TIERS, Completion, Complexity
 
 if TYPE_CHECKING:
@@ -54,15 +55,20 @@ def _complete(args: argparse.Namespace) -> None:
 def _simulate(args: argparse.Namespace) -> None:
     from router_ml.classifier import ComplexityClassifier
     from router_ml.demo import _tokenizer
-    from router_ml.simulator import Simulator, token_counter
+    from router_ml.simulator import Simulator
 
-    count = token_counter(_tokenizer(ComplexityClassifier.load()))
+    count = _tokenizer(ComplexityClassifier.load()).count
     try:
-        with Simulator(count, latency_s=args.latency_ms / 1_000, fault=args.fault, port=args.port) as simulator:
+        simulator = Simulator(
+            count, latency_s=args.latency_ms / 1_000, fault=args.fault, port=args.port, keep_requests=False
+        )
+        with simulator:
             sys.stderr.write(f"simulated answers at {simulator.base_url}; Ctrl-C ends it\n")
             threading.Event().wait()
     except OSError as exc:
         raise InputError(f"port {args.port} cannot be had: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InputError(str(exc)) from None
 
 
 def _log(args: argparse.Namespace) -> None:
@@ -245,10 +251,13 @@ def _parser() -> argparse.ArgumentParser:
     simulate = command("simulate", _simulate, "serve simulated answers on 127.0.0.1")
     simulate.add_argument("--port", type=int, default=8642)
     simulate.add_argument("--latency-ms", type=float, default=0.0)
-    simulate.add_argument("--fault", default="", help="a status code, reset, stall, html, empty, null or cut")
+    simulate.add_argument(
+        "--fault", default="", help="a status code, reset, stall, html, cut:20, 500%%10 ...: see router_ml.faults"
+    )
     log = command("log", _log, "list recent requests")
     log.add_argument("--limit", type=int, default=20)
     log.add_argument("--database", help="SQLAlchemy URL of the ledger")
+    add_commands(commands)
     command("catalog", _catalog, "list providers and offers")
     command("demo", _demo, "route the 100-prompt workload").add_argument(
         "--live", action="store_true", help="real calls"

@@ -16,7 +16,7 @@ from router_ml.catalog import Catalog
 from router_ml.classifier import ComplexityClassifier
 from router_ml.ledger import Ledger
 from router_ml.router import Router
-from router_ml.simulator import Simulator, token_counter
+from router_ml.simulator import Simulator
 from router_ml.tokenizer import WordPieceTokenizer
 from router_ml.types import Completion, Tier, Usage
 
@@ -45,7 +45,7 @@ def simulated_router(config: str | Path | None = None) -> Iterator[Router]:
     catalog = Catalog.load(config)
     classifier = ComplexityClassifier.load()
     with ExitStack() as stack:
-        count = token_counter(_tokenizer(classifier))
+        count = _tokenizer(classifier).count
         simulator = stack.enter_context(Simulator(count, output_tokens=catalog.settings.expected_output_tokens))
         providers = {
             name: replace(provider, base_url=simulator.base_url, key_env=None)

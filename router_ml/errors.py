@@ -2,13 +2,17 @@
 
     RouterError
     |-- InputError              a prompt, message list, tier, quality or score that cannot be used (also a ValueError)
+    |   |-- UnknownModel        neither "auto", nor a tier, nor a model of the catalog
+    |   `-- NoCapableOffer      no offer of the route can serve such a request: too long, tools, images, json_schema
     |-- ConfigError             router.toml, the catalog or the environment is wrong (also a ValueError)
     |   `-- MissingKeyError     no API key; names the environment variable to set
     |-- ArtefactError           the classifier's files are missing, damaged or of another format
     |-- LedgerError             the ledger cannot be opened, or does not know the request
+    |-- SpendCeilingReached     the day's spend ceiling leaves no room for this request; nothing was sent
     |-- ProviderError           one call to one provider failed
     |   |-- RequestRejected     the provider refuses the request itself; another provider would too
-    |   `-- ProviderUnavailable anything else: another offer may answer
+    |   |-- ProviderUnavailable anything else: another offer may answer
+    |   `-- StreamInterrupted   a stream broke off after its first content; carries the text that arrived
     `-- RequestFailed           every attempt failed, or time ran out; carries the attempts
 
 Messages carry no prompt, no answer and no key: they end up in logs.
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from decimal import Decimal
 
     from router_ml.types import Attempt
 
@@ -30,6 +35,14 @@ class RouterError(Exception):
 
 class InputError(RouterError, ValueError):
     """The caller's prompt, tier, quality or score cannot be used."""
+
+
+class UnknownModel(InputError):  # noqa: N818 - reads as what happened
+    """``model`` is neither "auto", nor a tier, nor a model of the catalog."""
+
+
+class NoCapableOffer(InputError):  # noqa: N818
+    """No offer of the route can serve the request; the message says which need none of them meets."""
 
 
 class ConfigError(RouterError, ValueError):
@@ -46,6 +59,25 @@ class ArtefactError(RouterError):
 
 class LedgerError(RouterError):
     """The ledger cannot be opened, or does not know the request."""
+
+
+class SpendCeilingReached(RouterError):  # noqa: N818 - reads as what happened
+    """The request's worst case does not fit under the day's ceiling; nothing was sent.
+
+    ``spent_usd`` is what the day's finished requests were charged, ``reserved_usd`` what those still open may cost;
+    both are None where the ledger could not be read, and then nobody can say that the ceiling would hold.
+    """
+
+    def __init__(
+        self, limit_usd: Decimal, spent_usd: Decimal | None, reserved_usd: Decimal | None, needed_usd: Decimal
+    ) -> None:
+        known = spent_usd is not None and reserved_usd is not None
+        state = f"${spent_usd:f} spent and ${reserved_usd:f} reserved" if known else "the ledger cannot be read"
+        super().__init__(f"the ceiling of ${limit_usd:f} a day leaves no room for ${needed_usd:f}: {state}")
+        self.limit_usd = limit_usd
+        self.spent_usd = spent_usd
+        self.reserved_usd = reserved_usd
+        self.needed_usd = needed_usd
 
 
 class ProviderError(RouterError):
@@ -72,7 +104,7 @@ class ProviderError(RouterError):
         self.billed = billed
 
 
-class RequestRejected(ProviderError):  # noqa: N818 - reads as what happened
+class RequestRejected(ProviderError):  # noqa: N818
     """400, 413 or 422: the request itself is refused, so no other offer is tried."""
 
 
@@ -91,6 +123,14 @@ class ProviderUnavailable(ProviderError):  # noqa: N818
     ) -> None:
         super().__init__(message, status=status, detail=detail, retry_after_s=retry_after_s, billed=billed)
         self.retryable = retryable
+
+
+class StreamInterrupted(ProviderError):  # noqa: N818
+    """A stream broke off after its first content, so no other offer may go on with it. ``text`` is what arrived."""
+
+    def __init__(self, message: str, *, text: str) -> None:
+        super().__init__(message, billed=None)
+        self.text = text
 
 
 class RequestFailed(RouterError):  # noqa: N818

@@ -1,87 +1,64 @@
-"""One call to one OpenAI-compatible endpoint, through the openai SDK.
+"""One call to one OpenAI-compatible endpoint, through the openai SDK; sync and async.
 
-The only module that knows the SDK: a provider's profile shapes the request here, its reply is checked and its errors
-become ours here. What the SDK passes off as success (HTML, ``choices: null``, an error in a 200 body) is a failure.
-No exception that leaves this module carries the SDK's own: those hold the request, with the key in its headers.
+A provider's profile shapes the request (``profile``), its reply is checked and its errors become ours (``reply``). No
+exception that leaves this module carries the SDK's own: those hold the request, with the key in its headers.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
-import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from router_ml.errors import ConfigError, InputError, ProviderError, ProviderUnavailable, RequestRejected
-from router_ml.types import Offer, Provider, Usage
+import openai
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-if TYPE_CHECKING:
-    import openai
-    from openai.types import CompletionUsage
-    from openai.types.chat import ChatCompletion
+from router_ml import wire
+from router_ml.errors import ConfigError, InputError, ProviderError, RequestRejected
+from router_ml.live import STREAM_ERRORS, AsyncLive, Live
+from router_ml.profile import outgoing, streaming, without_refused
+from router_ml.reply import Reply, read, translate
+from router_ml.types import Offer, Provider
 
 _log = logging.getLogger(__name__)
-_REJECTED = {400, 413, 422}
-_RETRYABLE = {408, 409, 424, 429}
-_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "quota_exceeded"}
-_MAX_PLAUSIBLE_TOKENS = 100_000_000
+_SDK_ERRORS = (*STREAM_ERRORS, TypeError)  # TypeError: arguments that the SDK does not take
+_NEEDS_A_PERSON = {401: "check its key", 402: "no balance is left", 403: "check what its key may do"}
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A checked answer. ``usage`` is None where the provider sent none."""
-
-    response: ChatCompletion
-    text: str
-    usage: Usage | None
-    reported_usd: Decimal | None
-
-
-class Endpoint:
-    """A provider with its key, ready to be called; thread-safe, connections are kept."""
+class _Account:
+    """A provider with its key: what the sync and the async endpoint share."""
 
     def __init__(self, provider: Provider, api_key: str | None) -> None:
         """``api_key`` None where the provider needs none. Raises ConfigError for a key no HTTP header can carry."""
-        import openai
-
         if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or " " in api_key):
             raise ConfigError(f"{provider.key_env} holds blanks, line ends or other characters no API key has")
         self.provider = provider
         self._api_key = api_key
         self._said: set[str] = set()
-        # The SDK asks for a key even where the endpoint does not.
-        self._client = openai.OpenAI(api_key=api_key or "none", base_url=provider.base_url, max_retries=0, timeout=None)
 
-    def complete(self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any], timeout_s: float) -> Reply:
-        """One attempt. ``params`` are keyword arguments of ``chat.completions.create``.
+    def _settings(self) -> dict[str, Any]:
+        # The SDK asks for a key even where the endpoint does not. Retries and time-outs are ours.
+        return {
+            "api_key": self._api_key or "none",
+            "base_url": self.provider.base_url,
+            "max_retries": 0,
+            "timeout": None,
+        }
 
-        Raises:
-            RequestRejected: the provider refuses the request as such.
-            ProviderUnavailable: no usable answer, for any other reason.
-            InputError: ``params`` holds an argument the SDK does not know.
-        """
-        import openai
-
+    def _request(self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any]) -> dict[str, Any]:
         request, dropped = outgoing(self.provider, offer, messages, params)
         self._say_once(dropped)
-        failure: ProviderError | InputError
-        try:
-            response = self._client.chat.completions.create(**request, timeout=timeout_s)
-        except TypeError as exc:
-            failure = InputError(f"chat.completions.create does not take these arguments: {exc}")
-        except (openai.OpenAIError, ValueError) as exc:  # ValueError: a body that is not JSON
-            failure = _translate(exc, str(offer), self._api_key)
-        else:
-            return read(response, str(offer))
-        raise failure  # outside the except clause, so that it has no context
+        return request
 
-    def close(self) -> None:
-        self._client.close()
+    def _second_try(self, request: Mapping[str, Any], failure: Exception) -> dict[str, Any] | None:
+        """The request without what the provider has just refused by name, where its profile allows that."""
+        if not isinstance(failure, RequestRejected) or failure.status == 413:
+            return None
+        kept, refused = without_refused(self.provider, request, failure.detail)
+        self._say_once(refused)
+        return kept if refused else None
 
     def _say_once(self, dropped: Sequence[str]) -> None:
         for name in dropped:
@@ -89,117 +66,125 @@ class Endpoint:
                 self._said.add(name)
                 _log.warning("%s does not support %s: left out of its requests", self.provider.name, name)
 
+    def _ours(self, exc: Exception, offer: Offer) -> ProviderError | InputError:
+        failure = translate(exc, str(offer), self._api_key)
+        status = failure.status if isinstance(failure, ProviderError) else None
+        if status in _NEEDS_A_PERSON:
+            _log.warning("%s: %s", failure, _NEEDS_A_PERSON[status])
+        return failure
 
-def outgoing(
-    provider: Provider, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """The SDK call as the provider's profile wants it, and the names of what had to be left out."""
-    dropped = [name for name in params if name in provider.drop_params]
-    request = {name: value for name, value in params.items() if name not in provider.drop_params}
-    body: dict[str, Any] = {**provider.extra_body, **offer.extra_body, **(request.pop("extra_body", None) or {})}
-    for name, values in provider.rename_values.items():
-        if isinstance(request.get(name), str):
-            request[name] = values.get(request[name], request[name])
-    for name, theirs in provider.rename_params.items():
-        if name in request:
-            body[theirs] = request.pop(name)  # through the body: the SDK's signature may not know their name
-    temperature = request.get("temperature")
-    if provider.max_temperature is not None and isinstance(temperature, int | float):
-        request["temperature"] = min(temperature, provider.max_temperature)
-    if provider.drop_message_fields:
-        dropped += sorted(
-            {f"messages[].{field}" for field in provider.drop_message_fields for m in messages if field in m}
-        )
-        messages = [
-            {key: value for key, value in message.items() if key not in provider.drop_message_fields}
-            if isinstance(message, Mapping)
-            else message
-            for message in messages
-        ]
-    request |= {"model": offer.model, "messages": list(messages)}
-    if body:
-        request["extra_body"] = body
-    return request, dropped
+    def _live(self, offer: Offer, end_s: float, idle_s: float, params: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = bool((params.get("stream_options") or {}).get("include_usage"))
+        first_s = end_s - time.monotonic()
+        return {
+            "who": str(offer),
+            "api_key": self._api_key,
+            "first_s": first_s,
+            "idle_s": idle_s,
+            "usage_wanted": wanted,
+        }
 
 
-def read(response: ChatCompletion, who: str) -> Reply:
-    """Check what the SDK returned. Raises ProviderUnavailable where it is no answer."""
-    choices = getattr(response, "choices", None)
-    if not choices or choices[0].message is None:
-        error = getattr(response, "error", None)  # a 200 with an error in it keeps the body's fields
-        code = f" ({error['code']})" if isinstance(error, Mapping) and "code" in error else ""
-        what = "an error in a 200 reply" + code if error else f"no choices ({type(response).__name__})"
-        raise ProviderUnavailable(f"{who} answered with {what}", status=200, billed=None)
-    usage = read_usage(response.usage) if response.usage is not None else None
-    if usage is not None and not _plausible(usage):
-        raise ProviderUnavailable(f"{who} reported impossible token counts: {usage}", status=200, billed=None)
-    reported = getattr(response.usage, "cost", None)
-    known = isinstance(reported, int | float) and math.isfinite(reported) and reported >= 0
-    return Reply(response, choices[0].message.content or "", usage, Decimal(str(reported)) if known else None)
+class Endpoint(_Account):
+    """A provider, ready to be called; thread-safe, connections are kept."""
 
+    def __init__(self, provider: Provider, api_key: str | None) -> None:
+        super().__init__(provider, api_key)
+        http = openai.DefaultHttpxClient(base_url=provider.base_url)
+        self._client = openai.OpenAI(**self._settings(), http_client=wire.guard(http))
 
-def read_usage(usage: CompletionUsage) -> Usage:
-    """Token counts in one form. Some providers keep thought tokens outside ``completion_tokens`` (Gemini) and cache
-    hits in a field of their own (DeepSeek)."""
-    inputs, outputs = usage.prompt_tokens or 0, usage.completion_tokens or 0
-    inside, made = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached = (inside.cached_tokens if inside else None) or getattr(usage, "prompt_cache_hit_tokens", None) or 0
-    reasoning = (made.reasoning_tokens if made else None) or 0
-    outside = (usage.total_tokens or 0) - inputs - outputs
-    if outside > 0:
-        outputs, reasoning = outputs + outside, max(reasoning, outside)
-    return Usage(inputs, outputs, cached, reasoning)
+    def complete(self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any], timeout_s: float) -> Reply:
+        """One attempt, cut ``timeout_s`` from now. ``params`` are keyword arguments of ``chat.completions.create``.
 
+        Raises:
+            RequestRejected: the provider refuses the request as such.
+            ProviderUnavailable: no usable answer, for any other reason.
+            InputError: ``params`` holds what the SDK does not take.
+        """
+        end_s = time.monotonic() + timeout_s
+        return read(self._call(offer, self._request(offer, messages, params), end_s), str(offer))
 
-def _plausible(usage: Usage) -> bool:
-    counts = (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.reasoning_tokens)
-    return all(isinstance(count, int) and 0 <= count <= _MAX_PLAUSIBLE_TOKENS for count in counts)
+    def open(
+        self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any], timeout_s: float, idle_s: float
+    ) -> Live:
+        """A stream, read up to its first content: that is due in ``timeout_s``, each next one in ``idle_s``. Raises as
+        ``complete``."""
+        end_s = time.monotonic() + timeout_s
+        stream = self._call(offer, streaming(self.provider, self._request(offer, messages, params)), end_s, idle_s)
+        return Live(**self._live(offer, end_s, idle_s, params)).begin(stream)
 
+    def close(self) -> None:
+        self._client.close()
 
-def _translate(exc: openai.OpenAIError | ValueError, who: str, api_key: str | None) -> ProviderError:
-    """Their exception as ours, without key and prompt."""
-    import openai
-
-    if isinstance(exc, openai.APITimeoutError):
-        return ProviderUnavailable(f"{who} did not answer in time", billed=None)
-    if isinstance(exc, openai.APIStatusError):
-        return _status_error(exc, who, api_key)
-    if isinstance(exc, openai.APIConnectionError):
-        cause = type(exc.__cause__).__name__
-        # A refused connection has done no work; one that broke later may have.
-        return ProviderUnavailable(
-            f"{who} could not be reached ({cause})", billed=False if "Connect" in cause else None
-        )
-    if isinstance(exc, openai.OpenAIError) and not isinstance(exc, openai.APIError):
-        return ProviderUnavailable(f"{who}: the SDK refused the call ({type(exc).__name__})", retryable=False)
-    what = "a body that is not JSON" if isinstance(exc, json.JSONDecodeError) else f"{type(exc).__name__}"
-    return ProviderUnavailable(f"{who} answered with {what}", billed=None)
-
-
-def _status_error(exc: openai.APIStatusError, who: str, api_key: str | None) -> ProviderError:
-    status, code = exc.status_code, str(exc.code or "")
-    detail = str(exc.message)[:2_000]
-    if api_key:
-        detail = detail.replace(api_key, "[key]")
-    note = f", {code}" if code.isascii() and code.replace("_", "").isalnum() and len(code) <= 40 else ""
-    message = f"{who} answered {status}{note}"
-    if status in _REJECTED:
-        return RequestRejected(f"{message}: it refuses the request (see .detail)", status=status, detail=detail)
-    retryable = (status in _RETRYABLE or status >= 500) and code not in _QUOTA_CODES
-    asked = _retry_after_s(exc.response.headers)
-    return ProviderUnavailable(message, retryable=retryable, status=status, detail=detail, retry_after_s=asked)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by Retry-After (a number or a date); None where it is absent or nonsense."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
+    def _call(
+        self, offer: Offer, request: dict[str, Any], end_s: float, idle_s: float = 0.0, *, again: bool = True
+    ) -> Any:
+        failure: ProviderError | InputError
         try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+            with wire.deadline(end_s):
+                return self._client.post(
+                    **_posted(request, end_s, idle_s), stream_cls=openai.Stream[ChatCompletionChunk]
+                )
+        except _SDK_ERRORS as exc:
+            failure = self._ours(exc, offer)
+        kept = self._second_try(request, failure) if again else None
+        if kept is not None:
+            return self._call(offer, kept, end_s, idle_s, again=False)
+        raise failure  # outside the except clause, so that it has no context
+
+
+class AsyncEndpoint(_Account):
+    """``Endpoint``, awaitable, for one event loop."""
+
+    def __init__(self, provider: Provider, api_key: str | None) -> None:
+        super().__init__(provider, api_key)
+        http = openai.DefaultAsyncHttpxClient(base_url=provider.base_url)
+        self._client = openai.AsyncOpenAI(**self._settings(), http_client=wire.guard_async(http))
+
+    async def complete(
+        self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any], timeout_s: float
+    ) -> Reply:
+        end_s = time.monotonic() + timeout_s
+        return read(await self._call(offer, self._request(offer, messages, params), end_s), str(offer))
+
+    async def open(
+        self, offer: Offer, messages: Sequence[Any], params: Mapping[str, Any], timeout_s: float, idle_s: float
+    ) -> AsyncLive:
+        end_s = time.monotonic() + timeout_s
+        stream = await self._call(
+            offer, streaming(self.provider, self._request(offer, messages, params)), end_s, idle_s
+        )
+        return await AsyncLive(**self._live(offer, end_s, idle_s, params)).begin(stream)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _call(
+        self, offer: Offer, request: dict[str, Any], end_s: float, idle_s: float = 0.0, *, again: bool = True
+    ) -> Any:
+        failure: ProviderError | InputError
+        try:
+            async with asyncio.timeout(end_s - time.monotonic()):
+                return await self._client.post(
+                    **_posted(request, end_s, idle_s), stream_cls=openai.AsyncStream[ChatCompletionChunk]
+                )
+        except _SDK_ERRORS as exc:  # TimeoutError is an OSError
+            failure = self._ours(exc, offer)
+        kept = self._second_try(request, failure) if again else None
+        if kept is not None:
+            return await self._call(offer, kept, end_s, idle_s, again=False)
+        raise failure
+
+
+def _posted(request: Mapping[str, Any], end_s: float, idle_s: float) -> dict[str, Any]:
+    """Arguments of the SDK's own ``client.post``. What ``chat.completions.create`` does before it, rebuilding every
+    message by its type, takes longer than all of our work, and ours are plain JSON already."""
+    body = dict(request)
+    options = {
+        "headers": body.pop("extra_headers", None) or {},
+        "params": body.pop("extra_query", None) or {},
+        "timeout": max(1e-3, end_s - time.monotonic(), idle_s),  # of each read; the rest of a stream has idle_s
+        "security": {"bearer_auth": True},  # never an admin key of the environment
+    }
+    stream = bool(body.get("stream"))
+    return {"path": "/chat/completions", "cast_to": ChatCompletion, "body": body, "options": options, "stream": stream}

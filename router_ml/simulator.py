@@ -1,8 +1,7 @@
 """A loopback provider: an OpenAI-compatible server on 127.0.0.1 that answers for any model, for nothing.
 
 Its answers say that they are simulated; its token counts are counts of what was really sent and answered. Faults come
-on demand, from the constructor or from words in the model's name (``any-model!503``): a status code, ``reset``,
-``stall``, ``html``, ``empty``, ``null`` (choices), ``cut`` (a stream that ends half way).
+on demand (``faults`` lists them), from the constructor or from words in the model's name (``any-model!503``).
 """
 
 from __future__ import annotations
@@ -11,23 +10,33 @@ import asyncio
 import json
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from router_ml.tokenizer import WordPieceTokenizer
+from router_ml.faults import (
+    BILLED,
+    IN_STREAM,
+    Client,
+    Fault,
+    break_stream,
+    chunk,
+    chunked_head,
+    error_body,
+    http,
+    misbehave,
+)
+from router_ml.simulated import Answer, answer
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
-_REPLY = "This is a simulated answer from {model}; no model was called. It stands where an answer would. "
-_STALL_S = 3_600.0
-_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 
 
 class Simulator:
     """Serves on a thread of its own between ``__enter__`` and ``__exit__``; ``base_url`` is where.
 
-    ``requests`` keeps the JSON bodies that came in, ``billed_tokens`` the (input, output) tokens of what was answered.
+    ``requests`` keeps the JSON bodies that came in, ``billed_tokens`` the (input, output) tokens of what was answered,
+    ``abandoned_at_s`` the times (``time.monotonic``) at which a client left in the middle of a stream.
     """
 
     def __init__(
@@ -36,14 +45,21 @@ class Simulator:
         *,
         output_tokens: int = 120,
         latency_s: float = 0.0,
+        token_s: float = 0.0,
         fault: str = "",
         port: int = 0,
+        keep_requests: bool = True,
     ) -> None:
-        """``count_tokens`` of a text; ``output_tokens``: about how long answers are; ``port`` 0 takes a free one."""
-        self._count, self._output_tokens, self._latency_s = count_tokens, output_tokens, latency_s
+        """``count_tokens`` of a text; ``output_tokens``: about how long answers are; ``token_s`` between a stream's
+        tokens; ``port`` 0 takes a free one. Raises ValueError for an unknown ``fault``."""
+        Fault.parse(fault)
+        self._count, self._output_tokens = count_tokens, output_tokens
+        self._latency_s, self._token_s, self._keep_requests = latency_s, token_s, keep_requests
         self.fault = fault
         self.requests: list[dict[str, Any]] = []
         self.billed_tokens: list[tuple[int, int]] = []
+        self.abandoned_at_s: list[float] = []
+        self._seen: Counter[str] = Counter()
         self._port = port
         self._ready = threading.Event()
         self._failure: OSError | None = None
@@ -79,7 +95,7 @@ class Simulator:
         self._stop = asyncio.Event()
         self._open: set[asyncio.Task[None]] = set()
         try:
-            server = await asyncio.start_server(self._connected, "127.0.0.1", self._port)
+            server = await asyncio.start_server(self._connected, "127.0.0.1", self._port, backlog=1_024)
         except OSError as exc:
             self._failure = exc
             self._ready.set()
@@ -98,7 +114,7 @@ class Simulator:
         self._open.add(task)
         try:
             while await self._exchange(reader, writer):
-                pass
+                await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the client went away, or we stop
         finally:
@@ -109,116 +125,77 @@ class Simulator:
         """One request on a kept connection; False when it is to be closed."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-        length = min(int(headers.get("content-length", 0)), _MAX_BODY_BYTES)
-        raw = await reader.readexactly(length)
+        raw = await reader.readexactly(min(int(headers.get("content-length", 0)), _MAX_BODY_BYTES))
         if not head[0].startswith("POST /v1/chat/completions "):
-            _send(writer, 404, _error("only POST /v1/chat/completions is simulated", 404))
+            writer.write(http(404, error_body("only POST /v1/chat/completions is simulated", 404)))
             return True
         try:
             body = json.loads(raw)
-            model, messages = str(body["model"]), body["messages"]
-        except (ValueError, KeyError, TypeError):
-            _send(writer, 400, _error("the body needs a model and messages", 400))
+            model, _, asked = str(body["model"]).partition("!")
+            reply = answer({**body, "model": model}, self._count, self._output_tokens)
+            fault = Fault.parse(asked or self.fault)
+        except (ValueError, KeyError, TypeError, IndexError) as exc:
+            writer.write(http(400, error_body(f"the body needs a model and messages: {exc}", 400)))
             return True
-        self.requests.append(body)
+        if self._keep_requests:
+            self.requests.append(body)
+        self._seen[body["model"]] += 1
+        if fault is not None and not fault.strikes(self._seen[body["model"]] - 1):
+            fault = None
         await asyncio.sleep(self._latency_s)
-        fault = model.partition("!")[2] or self.fault
-        if fault and fault != "cut":
-            return await _misbehave(writer, fault)
-        text = self._reply(model, body)
-        usage = self._usage(messages, text)
-        self.billed_tokens.append((usage["prompt_tokens"], usage["completion_tokens"]))
-        if body.get("stream"):
-            wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            await _stream(writer, model, text, usage if wants_usage else None, cut=fault == "cut")
-            return False
-        _send(writer, 200, _completion(model, text, usage))
-        await writer.drain()
+        return await self._respond(Client(reader, writer), reply, fault, body)
+
+    async def _respond(self, client: Client, reply: Answer, fault: Fault | None, body: dict[str, Any]) -> bool:
+        streamed, writer = bool(body.get("stream")), client.writer
+        in_stream = fault is not None and streamed and fault.kind in IN_STREAM and bool(fault.argument)
+        if fault is not None and not in_stream and fault.kind not in ("absurd", "cut", "unfinished", "blank"):
+            if fault.kind in BILLED:
+                self._bill(reply.input_tokens, reply.output_tokens)
+            kept = await misbehave(client, fault, http(200, reply.completion()), body)
+            if kept is not None:
+                return kept
+            fault = None
+        if streamed:
+            return await self._stream(client, reply, fault, body)
+        whole = reply.completion()
+        if fault is not None and fault.kind == "absurd":
+            whole = json.dumps(json.loads(whole) | {"usage": _absurd(reply, fault)}).encode()
+        self._bill(reply.input_tokens, reply.output_tokens)
+        writer.write(http(200, whole))
         return True
 
-    def _reply(self, model: str, body: Mapping[str, Any]) -> str:
-        sentence = _REPLY.format(model=model)
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or self._output_tokens
-        wanted = min(int(limit), self._output_tokens)
-        return (sentence * max(1, wanted // max(1, self._count(sentence)))).strip()
+    async def _stream(self, client: Client, reply: Answer, fault: Fault | None, body: dict[str, Any]) -> bool:
+        limit = int(fault.argument) if fault is not None and fault.argument.isdigit() else None
+        sent, writer = list[str](), client.writer
+        writer.write(chunked_head("text/event-stream"))
+        writer.write(chunk(reply.events({"role": "assistant", "content": ""})))
+        try:
+            for delta, text in reply.deltas():
+                if limit is not None and len(sent) >= limit:
+                    break
+                writer.write(chunk(reply.events(delta)))
+                sent.append(text)
+                await writer.drain()
+                await asyncio.sleep(self._token_s)
+            if fault is not None:
+                await break_stream(client, fault, reply.events({}))
+                return False
+            writer.write(chunk(reply.events({}, reply.finish_reason)))
+            if (body.get("stream_options") or {}).get("include_usage"):
+                writer.write(chunk(reply.usage_event()))
+            writer.write(chunk(b"data: [DONE]\n\n") + chunk(b""))
+        except ConnectionError:
+            self.abandoned_at_s.append(time.monotonic())
+            raise
+        finally:
+            self._bill(reply.input_tokens, self._count("".join(sent)))
+        return True
 
-    def _usage(self, messages: Any, text: str) -> dict[str, int]:
-        inputs = self._count(json.dumps(messages, ensure_ascii=False))
-        outputs = self._count(text)
-        return {"prompt_tokens": inputs, "completion_tokens": outputs, "total_tokens": inputs + outputs}
-
-
-def token_counter(tokenizer: WordPieceTokenizer) -> Callable[[str], int]:
-    """Counts of text of any length with our own tokenizer, a piece at a time below its limit."""
-    step = 1_000
-    return lambda text: sum(
-        len(tokenizer.encode(text[start : start + step])) for start in range(0, min(len(text), 1_000_000), step)
-    )
-
-
-async def _misbehave(writer: asyncio.StreamWriter, fault: str) -> bool:
-    if fault == "reset":
-        writer.transport.abort()
-        return False
-    if fault == "stall":
-        await asyncio.sleep(_STALL_S)
-    elif fault == "html":
-        _send(writer, 200, b"<html>gateway</html>", "text/html")
-    elif fault == "empty":
-        _send(writer, 200, b"")
-    elif fault == "null":
-        _send(writer, 200, _json({"id": "x", "object": "chat.completion", "choices": None}))
-    elif fault.isdigit():
-        _send(writer, int(fault), _error("a fault that was asked for", int(fault)))
-    else:
-        _send(writer, 400, _error("unknown fault", 400))
-    return True
+    def _bill(self, input_tokens: int, output_tokens: int) -> None:
+        if self._keep_requests:
+            self.billed_tokens.append((input_tokens, output_tokens))
 
 
-async def _stream(
-    writer: asyncio.StreamWriter, model: str, text: str, usage: dict[str, int] | None, *, cut: bool
-) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-    words = text.split(" ")
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": f"{word} "} for word in words)]
-    for delta in deltas[: len(deltas) // 2] if cut else deltas:
-        writer.write(_event(model, [{"index": 0, "delta": delta, "finish_reason": None}]))
-        await writer.drain()
-    if not cut:
-        writer.write(_event(model, [{"index": 0, "delta": {}, "finish_reason": "stop"}]))
-        if usage is not None:
-            writer.write(_event(model, [], usage))
-        writer.write(b"data: [DONE]\n\n")
-    await writer.drain()
-
-
-def _event(model: str, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-    chunk = {"id": "sim", "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
-    return b"data: " + _json({**chunk, "choices": choices, "usage": usage}) + b"\n\n"
-
-
-def _completion(model: str, text: str, usage: dict[str, int]) -> bytes:
-    message = {"role": "assistant", "content": text}
-    return _json(
-        {
-            "id": f"sim-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": model,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": usage,
-        }
-    )
-
-
-def _error(message: str, code: int) -> bytes:
-    return _json({"error": {"message": f"simulated: {message}", "type": "simulated_error", "code": str(code)}})
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
-
-
-def _send(writer: asyncio.StreamWriter, status: int, body: bytes, content_type: str = "application/json") -> None:
-    head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Simulated')}\r\ncontent-type: {content_type}\r\n"
-    writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+def _absurd(reply: Answer, fault: Fault) -> dict[str, Any]:
+    count = json.loads(fault.argument or "-1")
+    return {"prompt_tokens": reply.input_tokens, "completion_tokens": count, "total_tokens": 0}

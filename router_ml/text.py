@@ -41,7 +41,8 @@ def judged_text(prompt: Prompt) -> str:
 
 
 def to_messages(prompt: Prompt) -> list[Any]:
-    """Chat messages to send: a string becomes one user turn; lone surrogates, which JSON cannot carry, become U+FFFD.
+    """Chat messages to send, as mappings: a string becomes one user turn; lone surrogates, which JSON cannot carry,
+    become U+FFFD.
 
     Raises:
         InputError: empty, neither text nor messages, or without a user turn.
@@ -51,7 +52,7 @@ def to_messages(prompt: Prompt) -> list[Any]:
             raise InputError("the prompt is empty: pass the text to be answered")
         return [{"role": "user", "content": _repair(prompt)}]
     _last_turns(prompt)
-    return [_repair_all(message) for message in prompt]
+    return [repaired(message) for message in prompt]
 
 
 def _last_turns(messages: object) -> tuple[str, str]:
@@ -108,11 +109,14 @@ def _repair(text: str) -> str:
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
-def _repair_all(value: Any) -> Any:
+def repaired(value: Any) -> Any:
+    """``value`` (of JSON, or the SDK's message objects) as plain JSON values without lone surrogates."""
     if isinstance(value, str):
         return _repair(value)
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        value = value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
-        return {key: _repair_all(item) for key, item in value.items()}
+        return {key: repaired(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_repair_all(item) for item in value]
+        return [repaired(item) for item in value]
     return value

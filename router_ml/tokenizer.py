@@ -22,6 +22,7 @@ from router_ml.errors import ArtefactError
 MAX_TOKENS = 2_048
 _MAX_MEMO = 100_000
 _MAX_CHUNK_CHARS = 400
+_COUNTED_CHARS = 1_000
 _MAX_WORD_CHARS = 100  # longer words are unknown, as in BERT
 
 _PUNCTUATION = re.escape("".join(chr(code) for code in range(33, 127) if not chr(code).isalnum()))
@@ -68,6 +69,11 @@ class WordPieceTokenizer:
             tail = MAX_TOKENS // 4
             ids = ids[: MAX_TOKENS - tail] + ids[-tail:]
         return np.array(ids, dtype=np.intp)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text of any length (of its first million characters), a piece at a time below the limit."""
+        pieces = (text[start : start + _COUNTED_CHARS] for start in range(0, min(len(text), 1_000_000), _COUNTED_CHARS))
+        return sum(len(self.encode(piece)) for piece in pieces)
 
 
 class _Memo(dict[str, tuple[int, ...]]):

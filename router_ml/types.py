@@ -39,6 +39,7 @@ class Tier(StrEnum):
 
 
 TIERS: tuple[Tier, ...] = tuple(Tier)
+CAPABILITIES = frozenset({"text", "tools", "json_schema", "images"})
 _RANK: dict[str, int] = {tier: rank for rank, tier in enumerate(TIERS)}
 
 
@@ -94,7 +95,8 @@ class Provider:
     """One OpenAI-compatible endpoint and where it differs, as data (the adapter profile).
 
     ``stream_usage`` says how token counts of a stream are had: ``request`` (ask with ``stream_options``), ``always``
-    (sent unasked) or ``unsupported``. ``key_env`` is None where no key is needed; ``free`` prices every call at 0.
+    (sent unasked) or ``unsupported``. ``retry_without`` are optional parameters: a 400 or 422 that names one
+    is answered by one more call without it. ``key_env`` is None where no key is needed; ``free`` prices each call at 0.
     """
 
     name: str
@@ -107,13 +109,18 @@ class Provider:
     rename_params: Mapping[str, str] = field(default_factory=dict)
     rename_values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     max_temperature: float | None = None
+    retry_without: frozenset[str] = frozenset()
     stream_usage: Literal["request", "always", "unsupported"] = "request"
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A model that a provider sells, and the tier it is good for."""
+    """A model that a provider sells, and the tier it is good for.
+
+    ``capabilities`` is what it can do, all of it (``CAPABILITIES``; ``text`` goes without saying), or empty where
+    nobody said: an unknown model may serve anything, a known one only what is listed. So with ``context_tokens``.
+    """
 
     provider: str
     model: str
@@ -161,7 +168,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call to one offer: answered where ``error`` is None, else what went wrong in a few words."""
+    """One call to one offer: answered where ``error`` is None, else what went wrong in a few words.
+
+    ``first_content_ms`` is how long a stream's first content took; None where the answer came whole or not at all.
+    """
 
     offer: Offer
     started_at: datetime
@@ -169,6 +179,7 @@ class Attempt:
     usage: Usage | None = None
     cost: Cost = Cost(None)
     error: str | None = None
+    first_content_ms: float | None = None
 
     @property
     def answered(self) -> bool:
@@ -176,12 +187,10 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """An answer, with what was decided, tried and paid for it. ``response`` is the openai SDK's own object."""
+class Routed:
+    """What was decided, tried and paid for one request that was answered, by the last of ``attempts``."""
 
     request_id: str
-    text: str
-    response: ChatCompletion
     decision: Decision
     attempts: tuple[Attempt, ...]
 
@@ -213,6 +222,14 @@ class Completion:
         if self.attempts[-1].cost.usd is None:
             return None
         return sum((attempt.cost.usd for attempt in self.attempts if attempt.cost.usd is not None), Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Completion(Routed):
+    """A whole answer. ``response`` is the openai SDK's own object."""
+
+    text: str
+    response: ChatCompletion
 
 
 @dataclass(frozen=True, slots=True)

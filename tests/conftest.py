@@ -1,19 +1,27 @@
 """Real parts throughout: the packaged artefact, SQLite in a temporary folder, the openai SDK over loopback HTTP."""
 
+import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from databases import database_url, postgresql_server, postgresql_url  # noqa: F401 - fixtures
 from hypothesis import settings
 
-from router_ml import Catalog, ComplexityClassifier, Ledger, Router
+from router_ml import AsyncRouter, Catalog, ComplexityClassifier, Ledger, Router
 from router_ml.simulator import Simulator
 
 settings.register_profile("offline", derandomize=True, deadline=None)
 settings.load_profile("offline")
 
-MakeRouter = Callable[..., Router]
+MakeRouter = Callable[..., Any]
+CATALOG = Catalog.load()
+CANARY_KEY = "sk-canary-0123456789"
+BUSY_MACHINE_S = 0.45  # what other work may add to a wait; less than any wait that a test must tell apart
+HARD = "Prove that the sum of two odd squares is no square, then generalise to n squares."
 
 
 @pytest.fixture(scope="session")
@@ -27,29 +35,110 @@ def simulator() -> Iterator[Simulator]:
         yield server
 
 
-@pytest.fixture
-def make_router(simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path) -> Iterator[MakeRouter]:
-    """A router whose providers all point at the simulator; ``faults`` maps a provider to a fault of its models."""
-    made: list[Router] = []
+class Driven:
+    """An AsyncRouter on a loop of its own, called as if it were a Router: one test serves both."""
 
-    def make(faults: dict[str, str] | None = None, **changes: object) -> Router:
-        catalog = Catalog.load()
+    def __init__(self, router: AsyncRouter) -> None:
+        self.router = router
+        self.loop = asyncio.new_event_loop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.router, name)
+
+    def run(self, coroutine: Any) -> Any:
+        return self.loop.run_until_complete(coroutine)
+
+    def complete(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.router.complete(*args, **kwargs))
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        return DrivenStream(self, self.run(self.router.stream(*args, **kwargs)))
+
+    def create(self, **kwargs: Any) -> Any:
+        answer = self.run(self.router.openai.chat.completions.create(**kwargs))
+        return DrivenStream(self, answer) if kwargs.get("stream") else answer
+
+    def close(self) -> None:
+        self.run(self.router.close())
+        self.run(self.loop.shutdown_asyncgens())  # the SDK leaves some to the garbage collector
+        leaked = asyncio.all_tasks(self.loop)
+        self.loop.close()
+        assert not leaked
+
+
+class DrivenStream:
+    def __init__(self, driven: Driven, stream: Any) -> None:
+        self.driven, self.stream = driven, stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        with suppress(StopAsyncIteration):
+            while True:
+                yield next(self)
+
+    def __next__(self) -> Any:
+        return self.driven.run(anext(self.stream))
+
+    def close(self) -> None:
+        self.driven.run(self.stream.close())
+
+
+class Plain(Router):
+    def create(self, **kwargs: Any) -> Any:
+        return self.openai.chat.completions.create(**kwargs)
+
+
+@pytest.fixture
+def build(
+    simulator: Simulator, classifier: ComplexityClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[MakeRouter]:
+    """Routers whose providers all point at the simulator, with a canary for a key; ``faults`` maps a provider to a
+    fault of its models, ``urls`` to another address; the other keywords are settings."""
+    made: list[Any] = []
+
+    def make(
+        faults: dict[str, str] | None = None,
+        *,
+        urls: dict[str, str] | None = None,
+        kind: str = "sync",
+        ledger: Ledger | None = None,
+        classifier: Any = classifier,
+        catalog: Catalog = CATALOG,
+        **changes: object,
+    ) -> Any:
         providers = {
-            name: replace(provider, base_url=simulator.base_url, key_env=None)
+            name: replace(provider, base_url=(urls or {}).get(name, simulator.base_url), key_env="KEY")
             for name, provider in catalog.providers.items()
         }
         offers = tuple(
             replace(offer, model=f"{offer.model}!{fault}") if (fault := (faults or {}).get(offer.provider)) else offer
             for offer in catalog.offers
         )
-        changed = replace(catalog.settings, **changes)
-        ledger = Ledger(f"sqlite:///{tmp_path}/router.db")
-        router = Router(
-            replace(catalog, providers=providers, offers=offers, settings=changed), classifier=classifier, ledger=ledger
-        )
+        changed = replace(catalog, providers=providers, offers=offers, settings=replace(catalog.settings, **changes))
+        parts: dict[str, Any] = {
+            "classifier": classifier,
+            "ledger": ledger or Ledger(f"sqlite:///{tmp_path}/router.db"),
+            "environ": {"KEY": CANARY_KEY},
+        }
+        router = Plain(changed, **parts) if kind == "sync" else Driven(AsyncRouter(changed, **parts))
         made.append(router)
         return router
 
     yield make
     for router in made:
         router.close()
+    assert CANARY_KEY not in caplog.text
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and CANARY_KEY.encode() in file.read_bytes()]
+
+
+@pytest.fixture
+def make_router(build: MakeRouter) -> MakeRouter:
+    return build
+
+
+@pytest.fixture(params=["sync", "async"])
+def make_either(request: pytest.FixtureRequest, build: MakeRouter) -> MakeRouter:
+    """``make_router`` for a test of Router and of AsyncRouter."""
+    return lambda *args, **kwargs: build(*args, kind=request.param, **kwargs)

@@ -1,14 +1,17 @@
 """The pure parts: policy, failover, pricing."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
 
 from router_ml import Offer, Provider, Tier, Usage
-from router_ml.errors import ProviderUnavailable, RequestRejected
-from router_ml.failover import failover
+from router_ml.breaker import Breaker, State
+from router_ml.errors import ProviderError, ProviderUnavailable, RequestRejected, StreamInterrupted
+from router_ml.failover import RetryBudget, Verdict, failover
 from router_ml.policy import Calibration, Rates, choose, solve
 from router_ml.pricing import cost
 from router_ml.types import Price
@@ -52,6 +55,8 @@ def drive(errors: list[Exception], *, attempts: int = 3, deadline_s: float = 10)
         deadline_s=deadline_s,
         attempt_timeout_s=5,
         max_attempts=attempts,
+        breaker=Breaker(failures=9, cooldown_s=9, now=lambda: clock[0]),
+        budget=RetryBudget(),
         now=lambda: clock[0],
         jitter=lambda: 1.0,
     )
@@ -85,6 +90,83 @@ def test_what_cannot_recover_is_not_tried_again() -> None:
 @pytest.mark.parametrize(("asked", "attempts"), [(3.0, 3), (1e9, 2), (-1.0, 3)])
 def test_retry_after_is_honoured_within_the_deadline(asked: float, attempts: int) -> None:
     assert len(drive([ProviderUnavailable("x", retry_after_s=asked)] * 5)) == attempts
+
+
+def plan(offers: list[Offer], breaker: Breaker, budget: RetryBudget | None = None, **changes: Any) -> Any:
+    limits: dict[str, Any] = {"deadline_s": 10, "attempt_timeout_s": 5, "max_attempts": 9} | changes
+    return failover(offers, **limits, breaker=breaker, budget=budget or RetryBudget(), now=lambda: 0.0)
+
+
+def closed(failures: int = 99) -> Breaker:
+    return Breaker(failures=failures, cooldown_s=5, now=lambda: 0.0)
+
+
+def test_extra_calls_stay_within_a_tenth_and_three_where_they_repeat_an_offer() -> None:
+    budget, extra = RetryBudget(), 0
+    for _ in range(1_000):
+        steps = plan([A], closed(), budget)
+        next(steps)
+        with suppress(StopIteration):
+            while steps.send(ProviderUnavailable("x", retry_after_s=0)):
+                extra += 1
+    assert 90 <= extra <= 103
+
+
+def test_a_quiet_time_does_not_pay_for_a_storm() -> None:
+    budget = RetryBudget()
+    for _ in range(10_000):
+        budget.request()
+    assert sum(budget.extra_call(repeated=True) for _ in range(100)) == 10
+
+
+def test_the_first_call_to_another_offer_is_never_refused() -> None:
+    budget = RetryBudget()
+    for _ in range(100):
+        assert budget.extra_call(repeated=False)
+    steps = plan([A, B], closed(), budget)
+    next(steps)
+    assert steps.send(ProviderUnavailable("x")).offer == B
+
+
+def test_the_back_off_grows_and_is_jittered() -> None:
+    delays = []
+    for jitter in (0.0, 1.0):
+        steps = plan([A], closed(), jitter=lambda jitter=jitter: jitter)
+        next(steps)
+        delays.append([steps.send(ProviderUnavailable("x")).delay_s for _ in range(3)])
+    assert delays == [pytest.approx([0.1, 0.2, 0.4]), pytest.approx([0.2, 0.4, 0.8])]
+
+
+def test_a_reply_that_was_not_good_enough_goes_to_a_stronger_tier_only() -> None:
+    simple, other, premium = A, B, Offer("c", "m", Tier.PREMIUM)
+    breaker = closed(failures=1)
+    steps = plan([simple, other, premium], breaker)
+    next(steps)
+    assert steps.send(Verdict.REJECTED).offer == premium
+    assert breaker.state(str(simple)) is State.CLOSED
+    with pytest.raises(StopIteration):
+        steps.send(Verdict.ANSWERED)
+
+
+def test_an_open_offer_is_passed_over_and_closing_the_plan_frees_its_probe() -> None:
+    breaker = Breaker(failures=1, cooldown_s=0, now=lambda: 0.0)
+    permit = breaker.acquire(str(A))
+    assert permit is not None
+    breaker.settle(permit, failed=True)
+    first, second = plan([A, B], breaker), plan([A, B], breaker)
+    assert (next(first).offer, next(second).offer) == (A, B)  # the probe is out
+    first.close()
+    assert next(plan([A, B], breaker)).offer == A
+
+
+@pytest.mark.parametrize("error", [RequestRejected("x"), StreamInterrupted("x", text="t")])
+def test_what_cannot_be_gone_on_with_ends_it_and_only_a_broken_stream_counts(error: ProviderError) -> None:
+    breaker = closed(failures=1)
+    steps = plan([A, B], breaker)
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send(error)
+    assert breaker.state(str(A)) is (State.OPEN if isinstance(error, StreamInterrupted) else State.CLOSED)
 
 
 SELLER = Provider("p", "http://p", price_provider="openai")

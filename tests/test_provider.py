@@ -1,12 +1,16 @@
 """A row per provider profile: what goes out and what comes back, through the real SDK over loopback HTTP."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from router_ml import Catalog, Tier
-from router_ml.provider import Endpoint, read_usage
+from router_ml import Catalog, ProviderUnavailable, RequestRejected, Tier
+from router_ml.provider import Endpoint
+from router_ml.reply import Tally, read, read_usage
 from router_ml.simulator import Simulator
 
 CATALOG = Catalog.load()
@@ -58,7 +62,7 @@ def test_profile(name: str, simulator: Simulator) -> None:
     assert ("name" in sent["messages"][0]) == (name not in ("groq", "mistral"))
     assert sent["temperature"] == (1.0 if name == "anthropic" else 1.5)
     assert sent["tool_choice"] == ("any" if name == "mistral" else "required")
-    assert "simulated" in reply.text
+    assert reply.response.choices[0].finish_reason == "tool_calls"
     assert reply.usage is not None
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == simulator.billed_tokens[0]
 
@@ -70,3 +74,43 @@ def test_usage_is_read_in_one_form() -> None:
     )
     assert (read_usage(gemini).output_tokens, read_usage(gemini).reasoning_tokens) == (30, 25)
     assert read_usage(deepseek).cached_input_tokens == 8
+
+
+def chunk(**fields: Any) -> ChatCompletionChunk:
+    head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": []}
+    return ChatCompletionChunk.model_validate(head | fields)
+
+
+def test_groqs_stream_usage_is_read_where_it_stands() -> None:
+    tally = Tally("p/m")
+    tally.add(chunk(x_groq={"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}))
+    assert tally.usage is not None
+    assert (tally.usage.input_tokens, tally.usage.output_tokens) == (3, 4)
+
+
+def test_a_choice_that_ends_in_an_error_is_a_failure() -> None:
+    broken = {"index": 0, "finish_reason": "error", "message": {"role": "assistant", "content": "half"}}
+    with pytest.raises(ProviderUnavailable, match="an error in a 200 reply"):
+        read(ChatCompletion.construct(id="x", choices=[broken]), "p/m")
+    event = ChatCompletionChunk.construct(choices=[{"index": 0, "delta": {}, "finish_reason": "error"}])
+    with pytest.raises(ProviderUnavailable, match="an error in its stream"):
+        Tally("p/m").add(event)
+
+
+def test_an_optional_parameter_that_is_refused_by_name_is_left_out_once(
+    make_either: Callable[..., Any], simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = make_either({"global-api": "unsupported:seed"})
+    reply = router.complete("hi", "simple", seed=3, temperature=0.5)
+    assert reply.provider == "global-api"
+    assert [("seed" in body, body["temperature"]) for body in simulator.requests] == [(True, 0.5), (False, 0.5)]
+    router.complete("hi", "simple", seed=3)
+    assert sum("seed" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_required_parameter_that_is_refused_is_not_left_out(
+    make_either: Callable[..., Any], simulator: Simulator
+) -> None:
+    with pytest.raises(RequestRejected):
+        make_either({"global-api": "unsupported:messages"}).complete("hi", "simple")
+    assert len(simulator.requests) == 1

@@ -1,4 +1,5 @@
 import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_all_failing_is_one_error_with_every_attempt(make_router: MakeRouter) ->
         ("hi", {"quality": 0.0}, ConfigError),
         ("hi", {"quality": 1.01}, ConfigError),
         ("hi", {"stream": True}, InputError),
+        ("hi", {"timeout": 0}, InputError),
         ("hi", {"model": "gpt-4o"}, InputError),
         ("hi", {"no_such_argument": 1}, InputError),
     ],
@@ -120,7 +122,7 @@ def test_hostile_text_is_sent_and_stored_sanitised(make_router: MakeRouter, simu
     router = make_router()
     router.complete("a\ud800b\0c")
     assert simulator.requests[0]["messages"][0]["content"] == "a\ufffdb\0c"
-    with router.ledger._engine.connect() as connection:
+    with router.ledger.database.reading() as connection:
         assert connection.execute(sa.text("select prompt from requests")).scalar() == "a\ufffdb\ufffdc"
 
 
@@ -167,16 +169,14 @@ def test_an_unwritable_database_is_a_named_error(tmp_path: Path) -> None:
 def test_a_paid_answer_survives_a_failing_ledger_and_is_written_later(make_router: MakeRouter, tmp_path: Path) -> None:
     router = make_router()
     router.complete("first")
-    blocker = sa.create_engine(f"sqlite:///{tmp_path}/router.db", connect_args={"isolation_level": None})
-    with router.ledger._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA busy_timeout=50")
-    with blocker.connect() as connection:
-        connection.exec_driver_sql("BEGIN EXCLUSIVE")
-        assert router.complete("second").text
-        connection.exec_driver_sql("ROLLBACK")
-    blocker.dispose()
+    blocker = sqlite3.connect(tmp_path / "router.db", isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    assert router.complete("second").text
+    blocker.execute("ROLLBACK")
+    blocker.close()
     router.complete("third")
-    assert [row["status"] for row in router.ledger.recent()] == ["answered"] * 3
+    router.close()
+    assert [row["status"] for row in Ledger(f"sqlite:///{tmp_path}/router.db").recent()] == ["answered"] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Timings of this machine, from one run: python -m training.bench
 
-Decision times are of prompts that differ from call to call, in one thread, one at a time. The overhead of
-``Router.complete`` is against the bare openai SDK on the same loopback provider, call by call in turn.
+Decision times are of prompts that differ from call to call, in one thread, one at a time. What routing adds to a call
+is ``training.bench_routing``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from router_ml import ComplexityClassifier, Router
-from router_ml.demo import simulated_router, workload
+from router_ml import ComplexityClassifier
+from router_ml.demo import workload
 
 LENGTHS_TOKENS = (20, 200, 2_000, 8_000)
 
@@ -32,8 +32,6 @@ def main() -> None:
     print(f"batch of 4,096 short prompts: {4_096 / (time.perf_counter() - started):,.0f} a second")
     _minilm(words, ours)
     _cold_start()
-    with simulated_router() as router:
-        _overhead(router)
 
 
 def _minilm(words: list[str], ours: dict[int, list[float]]) -> None:
@@ -58,21 +56,6 @@ def _cold_start() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own interpreter and code
         runs.append(time.perf_counter() - started)
     print(f"process start to first decision: median {np.median(runs):.2f} s")
-
-
-def _overhead(router: Router) -> None:
-    import openai
-
-    offer = router.decide("hello", "simple").offers[0]
-    client = openai.OpenAI(api_key="none", base_url=router.catalog.providers[offer.provider].base_url, max_retries=0)
-    bare, routed = [], []
-    for prompt in workload() * 3:
-        messages: list[object] = [{"role": "user", "content": prompt}]
-        bare += _times(lambda m: client.chat.completions.create(model=offer.model, messages=m), [messages])
-        routed += _times(router.complete, [messages])
-    client.close()
-    extra_ms = (np.median(routed) - np.median(bare)) * 1_000
-    print(f"bare SDK p50 {_us(bare, 50)}; Router.complete p50 {_us(routed, 50)}: {extra_ms:.2f} ms more, ledger on")
 
 
 def _prompts(words: list[str], tokens: int, count: int) -> list[str]:

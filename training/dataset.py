@@ -163,7 +163,7 @@ def ledger_table(url: str, *, exclude: Collection[str] = ()) -> tuple[Table, lis
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    ledger = Ledger(url)
+    ledger = Ledger(url, inspect=True)
     try:
         judged = ledger.judged()
     finally:
