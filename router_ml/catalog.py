@@ -44,6 +44,7 @@ class Settings:
     breaker_cooldown_s: float
     session_ttl_s: float
     fallback_tier: Tier
+    step_up_below: float
     expected_output_tokens: int
     database: str
     prompts: Literal["full", "hash", "off"]

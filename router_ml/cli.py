@@ -1,4 +1,4 @@
-"""router-ml: classify, complete, simulate, log, ledger, catalog, demo. Exit status 0 done, 1 failed, 2 wrong usage."""
+"""router-ml: classify, explain, complete, simulate, log, ledger, catalog, demo. Exit status 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ def _classify(args: argparse.Namespace) -> None:
         _print_json(_complexity(said))
     else:
         _print(f"{said.tier}  ({_shares(said)})")
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from router_ml.explain_cli import run
+
+    said = run(args, _text(args))
+    if args.json:
+        _print_json(said)
 
 
 def _complete(args: argparse.Namespace) -> None:
@@ -243,6 +251,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("classify", _classify, "say which tier a prompt needs", text=True).add_argument(
+        "--model", help="an artefact's folder"
+    )
+    command("explain", _explain, "say why a prompt gets its tier, and what would change it", text=True).add_argument(
         "--model", help="an artefact's folder"
     )
     complete = command("complete", _complete, "answer a prompt with the model of its tier", text=True)

@@ -110,6 +110,24 @@ class Decider:
         """The price weight in force now with its evidence; None where a tier's price is unknown."""
         return self._solve(quality, _this_hour())[0]
 
+    def tier_at(
+        self, said: Complexity, needs: Needs, quality: float, price_factor: Mapping[Tier, float] | None = None
+    ) -> Tier | None:
+        """The tier if ``quality`` were wanted and each tier cost its price times ``price_factor``; None where a price
+        is unknown. For explanations: it solves the price weight anew at every call."""
+        rates = self._solve(quality, _this_hour())[1]
+        if len(rates) < len(TIERS):
+            return None
+        by = price_factor or {}
+        scaled = {
+            tier: policy.Rates(rate.input_usd * by.get(tier, 1.0), rate.output_usd * by.get(tier, 1.0))
+            for tier, rate in rates.items()
+        }
+        expected = self._catalog.settings.expected_output_tokens
+        solution = policy.solve(self._classifier.calibration, scaled, quality, expected)
+        cost_usd = {tier: rate.cost_usd(needs.input_tokens, expected) for tier, rate in scaled.items()}
+        return policy.choose(said.success, cost_usd, solution.price_weight)
+
     def _classify(self, prompt: Prompt) -> tuple[Complexity | None, str]:
         try:
             complexity = self._classifier.classify(prompt)
@@ -139,7 +157,10 @@ class Decider:
             tier, why = stay_or_move(held.offer.tier, success, cost_usd, warm_usd, solution.price_weight)
             return tier, f"{why}; success {p}"
         tier = policy.choose(success, cost_usd, solution.price_weight)
-        return tier, f"success {p}; best worth its expected ${cost_usd[tier]:.6f} at quality {quality:g}"
+        reason = f"success {p}; best worth its expected ${cost_usd[tier]:.6f} at quality {quality:g}"
+        if said.familiarity < self._catalog.settings.step_up_below and tier < Tier.PREMIUM:
+            return TIERS[tier.rank + 1], f"{reason}; one tier up, as only {said.familiarity:.1%} are less familiar"
+        return tier, reason
 
     def _warm_usd(self, held: Held, input_tokens: float) -> float:
         """What the held offer's cache saves on this turn; 0 where its prices are unknown."""

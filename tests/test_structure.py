@@ -33,7 +33,7 @@ LAYERS = [
     {"provider", "decider", "stream", "explain"},
     {"intake", "client"},
     {"router"},
-    {"demo", "ledger_cli"},
+    {"demo", "ledger_cli", "explain_cli"},
     {"cli"},
 ]
 
