@@ -1,4 +1,4 @@
-"""router-ml: classify, explain, complete, simulate, log, ledger, catalog, demo. Exit status 0 done, 1 failed, 2 wrong usage."""
+"""router-ml: classify, explain, complete, simulate, log, ledger, catalog, demo. Exit: 0 done, 1 failed, 2 misuse."""
 
 from __future__ import annotations
 
