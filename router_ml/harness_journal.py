@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from router_ml.errors import InputError, RouterError
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,9 @@ class Journal:
             raise RouterError(f"{path} cannot be written: {exc.strerror}") from exc
         try:
             self._lock()
+            last = self._last(plan)  # reads every line: what is not ours is refused before it is touched
             self._drop_torn_line()
-            found = None if again else self._last(plan)
+            found = None if again else last
             self.levels = {concurrency: Level() for concurrency in plan.concurrencies}
             self.run = found or Run(uuid.uuid4().hex, datetime.now(UTC).isoformat(), plan)
             if found is None:
@@ -222,23 +225,23 @@ def read(paths: Iterable[Path]) -> Iterator[tuple[Run, Measurement]]:
     for path in paths:
         runs: dict[str, Run] = {}
         for where, row in _rows(path):
-            try:
-                if row["kind"] == "run":
-                    run = _run(row)
-                    runs[run.run_id] = run
-                else:
-                    yield runs[row["run_id"]], _measurement(row)
-            except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
-                raise InputError(f"{where} is not a line of the harness: {type(exc).__name__} {exc}") from None
+            if row.get("kind") == "run":
+                run = _parsed(_run, row, where)
+                runs[run.run_id] = run
+                continue
+            measured = _parsed(_measurement, row, where)
+            if measured.run_id not in runs:
+                raise InputError(f"{where}: the file lacks the run {measured.run_id!r} of this request")
+            yield runs[measured.run_id], measured
 
 
 def _runs(path: Path) -> Iterator[Run]:
     for where, row in _rows(path):
-        if row.get("kind") == "run":
-            try:
-                yield _run(row)
-            except (KeyError, TypeError) as exc:
-                raise InputError(f"{where} is not a line of the harness: {type(exc).__name__} {exc}") from None
+        kind = row.get("kind")
+        if kind not in ("run", "request"):
+            raise InputError(f"{where} is not a line of the harness: its kind is {kind!r}")
+        if kind == "run":
+            yield _parsed(_run, row, where)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -258,6 +261,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, row
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _parsed(parse: Callable[[dict[str, Any]], Parsed], row: dict[str, Any], where: str) -> Parsed:
+    try:
+        return parse(row)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
+        raise InputError(f"{where} is not a line of the harness: {type(exc).__name__} {exc}") from None
 
 
 def _run(row: dict[str, Any]) -> Run:

@@ -176,7 +176,7 @@ def _values(run: Run, measured: Measurement) -> dict[str, str]:
     """What a request is counted under: its value in each dimension."""
     return {
         "all": "all",
-        "concurrency": str(measured.concurrency),
+        "concurrency": f"{measured.concurrency}{' streams' if run.plan.stream else ''}",
         "provider": measured.provider,
         "model": f"{measured.provider}/{measured.model}",
         "task": measured.task,
@@ -198,5 +198,5 @@ def _failures(run: Run, measured: Measurement) -> list[tuple[str, str]]:
 
 def _order(key: tuple[bool, str, str, str]) -> tuple[bool, int, int, str, bool, str]:
     simulated, dimension, value, region = key
-    number = int(value) if value.isdecimal() else 0
+    number = int(value.partition(" ")[0]) if dimension == "concurrency" else 0
     return (simulated, DIMENSIONS.index(dimension), number, value, region == ALL_REGIONS, region)
