@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ from typing import Any
 from router_ml.catalog import Catalog
 from router_ml.errors import InputError, RequestFailed, RouterError
 from router_ml.faults import Fault
-from router_ml.harness_journal import Journal, Level, Measurement, Plan
+from router_ml.harness_journal import Journal, Level, Measurement, Plan, Run
 from router_ml.ledger import Ledger
 from router_ml.router import AsyncRouter
 from router_ml.types import TIERS, Attempt
@@ -73,7 +74,8 @@ def simulated(catalog: Catalog, faults: Sequence[str] = (), *, latency_ms: float
         raise InputError(str(exc)) from None
     wanted = {"faults": each, "latency_s": latency_ms / 1_000, "tokens": catalog.settings.expected_output_tokens}
     command = [sys.executable, "-c", _SERVE, json.dumps(wanted)]
-    with Popen(command, stdin=PIPE, stdout=PIPE) as process:  # noqa: S603 - our own interpreter and code
+    # A session of its own: Ctrl-C is for us, and the end of its standard input for it.
+    with Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True) as process:  # noqa: S603 - our own code
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -123,31 +125,46 @@ def plan(catalog: Catalog, **asked: Any) -> Plan:
     return made
 
 
-def measure(catalog: Catalog, journal: Journal, *, database: str | None = None, progress: Progress) -> None:
-    """Do what is left of the journal's run. ``database`` is the ledger's URL: by default the configured one, for
-    simulated requests one that is thrown away.
+def measure(
+    catalog: Catalog, asked: Plan, opened: Callable[[], Journal], *, database: str | None = None, progress: Progress
+) -> Run:
+    """Do what is left of a run. ``opened`` is called once the router is ready, so that a missing key leaves no file.
+    ``database`` is the ledger's URL: by default the configured one, for simulated requests one that is thrown away.
 
     Raises:
+        InputError: not a journal.
         MissingKeyError: no provider of the route has its key.
         RouterError: the ledger cannot be opened, or the journal not written. A request's own failure is measured.
     """
     with ExitStack() as stack:
-        if database is None and journal.run.plan.simulated:
+        if database is None and asked.simulated:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             database = f"sqlite:///{Path(folder).as_posix()}/harness.db"
-        asyncio.run(_measure(catalog, journal, database or catalog.settings.database, progress))
+        return asyncio.run(_measure(catalog, opened, database or catalog.settings.database, progress))
 
 
-async def _measure(catalog: Catalog, journal: Journal, database: str, progress: Progress) -> None:
-    async with AsyncRouter(catalog, ledger=Ledger(database, prompts=catalog.settings.prompts)) as router:
-        for concurrency, level in journal.levels.items():
-            bench = _Bench(router, journal, concurrency, level, progress)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(concurrency):
-                        group.create_task(bench.work())
-            except* RouterError as failures:  # of the journal: one says it all
-                raise failures.exceptions[0] from None
+async def _measure(catalog: Catalog, opened: Callable[[], Journal], database: str, progress: Progress) -> Run:
+    ledger = Ledger(database, prompts=catalog.settings.prompts)
+    try:
+        router = AsyncRouter(catalog, ledger=ledger)
+    except BaseException:
+        ledger.close()
+        raise
+    async with router:
+        with opened() as journal:
+            await _run(router, journal, progress)
+            return journal.run
+
+
+async def _run(router: AsyncRouter, journal: Journal, progress: Progress) -> None:
+    for concurrency, level in journal.levels.items():
+        bench = _Bench(router, journal, concurrency, level, progress)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(bench.work())
+        except* RouterError as failures:  # of the journal: one says it all
+            raise failures.exceptions[0] from None
 
 
 class _Bench:
@@ -166,7 +183,7 @@ class _Bench:
     async def work(self) -> None:
         """What one of the concurrent callers does."""
         failed_in_a_row = 0
-        while self._plan.duration_s is None or time.perf_counter() - self._began_s < self._plan.duration_s:
+        while self._left_s() > 0:
             number = next(self._numbers, None)
             if number is None:
                 return
@@ -176,7 +193,12 @@ class _Bench:
             self._progress(self._concurrency, self._done, measured.elapsed_s)
             failed_in_a_row = 0 if measured.answered else failed_in_a_row + 1
             if self._plan.duration_s is not None and failed_in_a_row > 1:  # an outage is not to fill the disk
-                await asyncio.sleep(min(_LONGEST_PAUSE_S, 0.05 * 2.0 ** min(failed_in_a_row, 20)))
+                pause_s = min(_LONGEST_PAUSE_S, 0.05 * 2.0 ** min(failed_in_a_row, 20))
+                await asyncio.sleep(min(pause_s, self._left_s()))
+
+    def _left_s(self) -> float:
+        duration_s = self._plan.duration_s
+        return math.inf if duration_s is None else duration_s - (time.perf_counter() - self._began_s)
 
     async def _request(self, number: int) -> Measurement:
         task = self._tasks[number % len(self._tasks)]

@@ -79,6 +79,12 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("--faults and --latency-ms are of simulated providers: add --simulate")
     _check_plot(args)
     count = args.count if args.count is not None or args.duration is not None else DEFAULT_COUNT
+
+    def opened() -> Journal:
+        journal = Journal(args.out, asked, again=args.again)
+        sys.stderr.write(f"run {journal.run.run_id} {'resumed from' if journal.resumed else 'in'} {args.out}\n")
+        return journal
+
     with ExitStack() as stack:
         catalog = Catalog.load(args.config)
         asked = plan(
@@ -94,11 +100,9 @@ def _run(args: argparse.Namespace) -> None:
         )
         if args.simulate:
             catalog = stack.enter_context(simulated(catalog, args.faults, latency_ms=args.latency_ms))
-        journal = stack.enter_context(Journal(args.out, asked, again=args.again))
-        sys.stderr.write(f"run {journal.run.run_id} {'resumed from' if journal.resumed else 'in'} {args.out}\n")
         with _progress(asked) as progress:
-            measure(catalog, journal, database=args.database, progress=progress)
-    _show(args, [args.out], journal.run.run_id)
+            run = measure(catalog, asked, opened, database=args.database, progress=progress)
+    _show(args, [args.out], run.run_id)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -139,6 +140,8 @@ class Journal:
         except OSError as exc:
             raise RouterError(f"{path} cannot be written: {exc.strerror}") from exc
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise InputError(f"{path} is not a file of the harness: it is no regular file")
             self._lock()
             last = self._last(plan)  # reads every line: what is not ours is refused before it is touched
             self._drop_torn_line()

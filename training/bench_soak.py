@@ -1,8 +1,9 @@
 """The harness under load for long, and killed: python -m training.bench_soak soak [MINUTES] | kill [RUNS]
 
-``soak``: 50 concurrent, providers take 250 ms, 5 % of the calls to each fail. Who was not answered, whether the ledger has a row for
-each request, and what memory did after the first tenth. ``kill``: 1,000 requests at 50 concurrent, killed (SIGKILL)
-half-way through and resumed; whether an acknowledged request is missing from the ledger, or in it twice. Needs /proc.
+``soak``: 50 concurrent, providers take 250 ms, 5 % of the calls to each fail. Who was not answered, whether the ledger
+has a row for each request, and what memory did after the first tenth. ``kill``: 1,000 requests at 50 concurrent, killed
+(SIGKILL) somewhere and resumed; whether an acknowledged request is missing from the ledger, or one was made twice.
+Needs /proc.
 """
 
 from __future__ import annotations
