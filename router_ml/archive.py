@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from router_ml import queries
 from router_ml.database import Database
 from router_ml.errors import InputError, LedgerError
 from router_ml.schema import ATTEMPTS, OUTCOMES, REQUESTS, SPEND
@@ -90,8 +91,7 @@ def _take_back(connection: sa.Connection, charges: list[tuple[datetime, int]]) -
     for started_at, nanousd in charges:
         days[started_at.date().isoformat()] = days.get(started_at.date().isoformat(), 0) + nanousd
     for day, nanousd in days.items():
-        left = sa.select(sa.func.coalesce(sa.func.sum(SPEND.c.charged_nanousd), 0)).where(SPEND.c.day == day)
-        remaining = connection.execute(left).scalar_one() - nanousd
+        remaining = connection.execute(queries.charged(day)).scalar_one() - nanousd
         connection.execute(sa.delete(SPEND).where(SPEND.c.day == day))
         if remaining:
             connection.execute(sa.insert(SPEND), {"day": day, "writer_id": "", "charged_nanousd": remaining})

@@ -60,11 +60,18 @@ class Exchange:
         self._calling: tuple[Offer, datetime, float] | None = None
         self._first_content_ms: float | None = None
 
-    def starts(self) -> Iterator[Reservation]:
-        """What to enter in the books, until one is let in; what is decided goes down with it."""
-        for reservation in self._reservations:
-            self.decision = reservation.decision
-            yield reservation
+    def starts(self) -> Iterator[dict[str, Any]]:
+        """Arguments of ``Ledger.start``, until one is let in; what is decided goes down with them."""
+        for reserved in self._reservations:
+            self.decision = reserved.decision
+            yield {
+                "request_id": self.request_id,
+                "decision": reserved.decision,
+                "judged_text": self.query.judged_text,
+                "at": datetime.now(UTC),
+                "reserve_nanousd": reserved.reserve_nanousd,
+                "ceiling_nanousd": reserved.ceiling_nanousd,
+            }
 
     def over_ceiling(self, refusal: SpendCeilingReached) -> bool:
         """Whether that is the end: nothing cheaper is left to ask for, or nobody can say what is spent."""

@@ -82,11 +82,8 @@ def failover(
     now: Callable[[], float],
     jitter: Callable[[], float] = random.random,
 ) -> Generator[Step, Result, None]:
-    """The attempts to make for one request; ends when nothing more is worth trying.
-
-    Never more than ``max_attempts``, never past ``deadline_s`` from the first step on ``now``, a monotonic clock in
-    seconds. Closing the generator (a cancelled request) frees what the breaker holds for it.
-    """
+    """The attempts to make for one request: never more than ``max_attempts``, never past ``deadline_s`` from the first
+    step on ``now``, a monotonic clock in seconds. Closing it (a cancelled request) frees what the breaker holds."""
     end = now() + deadline_s
     queue = deque((offer, 0.0, 0) for offer in offers)  # with the earliest time to try, and calls made before
     made = 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from router_ml import queries
 from router_ml.batch import Refused
 from router_ml.checkpoint import Checkpointer
 from router_ml.database import Synchronous, open_database
@@ -25,7 +26,7 @@ from router_ml.errors import InputError, LedgerError, SpendCeilingReached
 from router_ml.group_commit import GroupCommit, Ticket
 from router_ml.process import Writer
 from router_ml.recovery import interrupt_the_dead
-from router_ml.schema import ATTEMPTS, OUTCOMES, REQUESTS, SPEND
+from router_ml.schema import OUTCOMES, REQUESTS
 from router_ml.spool import MAX_BYTES, Spool, left_behind
 from router_ml.store import Store, StoreUnavailable
 from router_ml.types import Attempt, Decision, Outcome
@@ -136,9 +137,8 @@ class Ledger:
         """What the requests started on ``day`` (UTC, today where None) are charged: their cost, or what is still
         reserved for them. Raises LedgerError."""
         key = (day or datetime.now(UTC).date()).isoformat()
-        total = sa.select(sa.func.coalesce(sa.func.sum(SPEND.c.charged_nanousd), 0)).where(SPEND.c.day == key)
         with self.database.reading() as connection:
-            return Decimal(connection.execute(total).scalar_one()) / NANO
+            return Decimal(connection.execute(queries.charged(key)).scalar_one()) / NANO
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Note how good an answer was; the same source's later word replaces its earlier one.
@@ -165,52 +165,14 @@ class Ledger:
 
     def recent(self, limit: int = 20) -> list[dict[str, Any]]:
         """The latest requests, newest first, each with its last attempt's provider, model and tokens and its score."""
-        latest = sa.select(REQUESTS).order_by(REQUESTS.c.started_at.desc()).limit(limit).subquery()
-        ids = sa.select(latest.c.request_id)
-        last = (
-            sa.select(ATTEMPTS.c.request_id, sa.func.max(ATTEMPTS.c.number).label("number"))
-            .where(ATTEMPTS.c.request_id.in_(ids))
-            .group_by(ATTEMPTS.c.request_id)
-            .subquery()
-        )
-        score = (
-            sa.select(OUTCOMES.c.request_id, sa.func.avg(OUTCOMES.c.score).label("score"))
-            .where(OUTCOMES.c.request_id.in_(ids))
-            .group_by(OUTCOMES.c.request_id)
-            .subquery()
-        )
-        a = ATTEMPTS
-        of_last = (a.c.provider, a.c.model, a.c.input_tokens, a.c.output_tokens, a.c.error)
-        rows = (
-            sa.select(latest, *of_last, last.c.number.label("attempts"), score.c.score)
-            .outerjoin(last, last.c.request_id == latest.c.request_id)
-            .outerjoin(a, (a.c.request_id == latest.c.request_id) & (a.c.number == last.c.number))
-            .outerjoin(score, score.c.request_id == latest.c.request_id)
-            .order_by(latest.c.started_at.desc())
-        )
         with self.database.reading() as connection:
-            return [dict(row) for row in connection.execute(rows).mappings()]
+            return [dict(row) for row in connection.execute(queries.recent(limit)).mappings()]
 
     def judged(self) -> list[dict[str, Any]]:
         """What can be learned from: answered requests whose text was kept and which have an outcome, a row per outcome
         (prompt, tier that answered, score, source, noted_at)."""
-        a = ATTEMPTS
-        rows = (
-            sa.select(
-                REQUESTS.c.request_id,
-                REQUESTS.c.prompt,
-                a.c.tier,
-                OUTCOMES.c.score,
-                OUTCOMES.c.source,
-                OUTCOMES.c.noted_at,
-            )
-            .join(OUTCOMES, OUTCOMES.c.request_id == REQUESTS.c.request_id)
-            .join(a, (a.c.request_id == REQUESTS.c.request_id) & a.c.error.is_(None))
-            .where(REQUESTS.c.prompt.is_not(None))
-            .order_by(REQUESTS.c.started_at)
-        )
         with self.database.reading() as connection:
-            return [dict(row) for row in connection.execute(rows).mappings()]
+            return [dict(row) for row in connection.execute(queries.judged()).mappings()]
 
     def close(self) -> None:
         """Write what still waits, and let go of the database."""

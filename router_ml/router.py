@@ -140,16 +140,9 @@ class Router(Intake[Endpoint]):
         return self._endpoint(offer.provider).open(offer, query.messages, query.params, step.timeout_s, idle_s)
 
     def _start(self, exchange: Exchange) -> None:
-        for reserved in exchange.starts():
+        for start in exchange.starts():
             try:
-                self.ledger.start(
-                    exchange.request_id,
-                    reserved.decision,
-                    exchange.query.judged_text,
-                    datetime.now(UTC),
-                    reserve_nanousd=reserved.reserve_nanousd,
-                    ceiling_nanousd=reserved.ceiling_nanousd,
-                )
+                self.ledger.start(**start)
             except SpendCeilingReached as refusal:
                 if exchange.over_ceiling(refusal):
                     raise
@@ -255,16 +248,9 @@ class AsyncRouter(Intake[AsyncEndpoint]):
         return await self._endpoint(offer.provider).open(offer, query.messages, query.params, step.timeout_s, idle_s)
 
     async def _start(self, exchange: Exchange) -> None:
-        for reserved in exchange.starts():
+        for start in exchange.starts():
             try:
-                await self.ledger.start_async(
-                    exchange.request_id,
-                    reserved.decision,
-                    exchange.query.judged_text,
-                    datetime.now(UTC),
-                    reserve_nanousd=reserved.reserve_nanousd,
-                    ceiling_nanousd=reserved.ceiling_nanousd,
-                )
+                await self.ledger.start_async(**start)
             except SpendCeilingReached as refusal:
                 if exchange.over_ceiling(refusal):
                     raise

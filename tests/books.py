@@ -7,8 +7,9 @@ standard output ``s ID`` when a start and ``f ID`` when a finish has returned.
 import os
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -80,6 +81,13 @@ def in_threads(threads: int, work: Iterable[Any]) -> None:
         thread.join()
     if failures:
         raise failures[0]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
 
 
 def command(url: str, count: int, threads: int, prompt: str = "a prompt") -> list[str]:

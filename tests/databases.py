@@ -4,10 +4,12 @@ import os
 import pwd
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,24 @@ def emptied(url: str) -> str:
         )
         connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     return url
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Another program holds the database."""
+    if url.startswith("sqlite"):
+        other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+        other.close()
+        return
+    import psycopg
+
+    with psycopg.connect(url.replace("+psycopg", "")) as server:
+        server.execute("LOCK TABLE requests IN EXCLUSIVE MODE")
+        yield
+        server.rollback()
 
 
 def _binaries() -> Path | None:

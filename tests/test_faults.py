@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from conftest import BUSY_MACHINE_S
 
 from router_ml import Complexity, ComplexityClassifier, RequestFailed, RequestRejected, Tier
 from router_ml.breaker import State
 from router_ml.faults import _packed_blanks
-from router_ml.ledger import ATTEMPTS, REQUESTS
+from router_ml.schema import ATTEMPTS, REQUESTS
 from router_ml.simulator import Simulator
 
 MakeRouter = Callable[..., Any]
@@ -70,7 +71,7 @@ def test_f2_retry_after_is_never_waited_past_the_deadline(make_either: MakeRoute
     started = time.monotonic()
     with pytest.raises(RequestFailed):
         router.complete("hi", "premium")
-    assert time.monotonic() - started < 0.5 + BUSY_MACHINE_MS / 1_000
+    assert time.monotonic() - started < 0.5 + BUSY_MACHINE_S
 
 
 def test_f2_retry_after_within_the_deadline_is_waited(make_either: MakeRouter, simulator: Simulator) -> None:
@@ -137,7 +138,6 @@ def test_f5_a_reset_at_each_phase_is_answered_by_the_standby(make_either: MakeRo
     assert reply.attempts[0].cost.usd is None  # the work may have been done
 
 
-BUSY_MACHINE_MS = 200
 SLOW = ["stall", "stall-head", "stall-body", "slow:0.03", "keepalive"]
 
 
@@ -146,17 +146,17 @@ def test_f6_f7_silence_slow_bytes_and_keepalives_are_cut_at_the_attempt_timeout(
     make_either: MakeRouter, fault: str
 ) -> None:
     reply = answered_by_standby(make_either({PRIMARY: fault}, attempt_timeout_s=0.3))
-    assert 300 <= reply.attempts[0].duration_ms < 300 + BUSY_MACHINE_MS
+    assert 300 <= reply.attempts[0].duration_ms < 300 + BUSY_MACHINE_S * 1_000
     assert reply.attempts[0].cost.usd is None
 
 
 @pytest.mark.parametrize("fault", SLOW)
 def test_f6_f7_and_at_the_total_deadline(make_either: MakeRouter, fault: str) -> None:
-    router = make_either(dict.fromkeys(EVERYONE, fault), attempt_timeout_s=0.35)
+    router = make_either(dict.fromkeys(EVERYONE, fault), attempt_timeout_s=0.7)
     started = time.monotonic()
     with pytest.raises(RequestFailed):
-        router.complete("hi", "premium", timeout=0.5)
-    assert 0.5 <= time.monotonic() - started < 0.5 + BUSY_MACHINE_MS / 1_000
+        router.complete("hi", "premium", timeout=0.8)
+    assert 0.8 <= time.monotonic() - started < 0.8 + BUSY_MACHINE_S
 
 
 @pytest.mark.slow

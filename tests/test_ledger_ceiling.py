@@ -1,23 +1,20 @@
-"""A day's spend ceiling: reserved with the start, settled with the finish, held across processes."""
+"""The ledger's side of a spend ceiling: reserved with the start, settled with the finish, held across processes."""
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
 import pytest
-from books import DECISION, NOW, SOON, USD, attempt, counts, in_threads, new_id
-from test_ledger_faults import locked, wait_until
+from books import DECISION, NOW, SOON, USD, attempt, counts, in_threads, new_id, wait_until
+from databases import locked
 
-from router_ml import Catalog, ConfigError, Ledger, Router, SpendCeilingReached, Tier
+from router_ml import Ledger, SpendCeilingReached
 from router_ml.audit import verify
 from router_ml.simulator import Simulator
 
-MakeRouter = Callable[..., Router]
 MILLI = 1_000_000  # nano-USD in a thousandth of a dollar
 
 
@@ -171,47 +168,3 @@ def test_processes_that_push_every_prompt_to_premium_stay_under_one_ceiling(
     assert counts(ledger) == {"answered": answered, "attempts": answered}
     assert verify(ledger.database).violations == ()
     ledger.close()
-
-
-def test_over_the_ceiling_a_router_refuses_before_anything_is_sent(
-    make_router: MakeRouter, simulator: Simulator
-) -> None:
-    router = make_router(max_usd_per_day=Decimal(0))
-    with pytest.raises(SpendCeilingReached):
-        router.complete("hi", tier="simple")
-    assert simulator.requests == []
-    assert router.ledger.recent() == []
-
-
-def test_a_router_can_step_down_to_a_tier_that_fits(make_router: MakeRouter, simulator: Simulator) -> None:
-    prompt = "Prove that the sum of two odd squares is no square, then generalise to n squares."
-    free = make_router()
-    wanted = free.decide(prompt, quality=1.0).tier
-    assert wanted > Tier.SIMPLE
-    most = Decimal("0.02")
-    router = make_router(max_usd_per_day=most, on_ceiling="step_down", ceiling_output_tokens=4_096)
-    reply = router.complete(prompt, quality=1.0)
-    assert reply.tier == reply.decision.tier == Tier.SIMPLE
-    assert "ceiling" in reply.decision.reason
-    assert simulator.requests[-1]["max_tokens"] == 4_096
-    with pytest.raises(SpendCeilingReached):
-        router.complete(prompt, tier="premium")  # what was asked for is refused, not replaced
-
-
-def test_a_ceiling_needs_prices(make_router: MakeRouter) -> None:
-    router = make_router(max_usd_per_day=Decimal(1))
-    offers = tuple(replace(offer, price=None, model="of no known price") for offer in router.catalog.offers)
-    router.catalog = replace(router.catalog, offers=offers)
-    router._offers = {tier: router.catalog.routed(tier) for tier in Tier}
-    with pytest.raises(ConfigError, match="nobody knows the price"):
-        router.complete("hi", tier="simple")
-
-
-def test_a_negative_ceiling_is_refused_and_zero_is_a_ceiling(tmp_path: Path) -> None:
-    path = tmp_path / "router.toml"
-    path.write_text("[router]\nmax_usd_per_day = -1")
-    with pytest.raises(ConfigError, match="max_usd_per_day"):
-        Catalog.load(path)
-    path.write_text("[router]\nmax_usd_per_day = 0")
-    assert Catalog.load(path).settings.max_usd_per_day == 0
-    assert Catalog.load().settings.max_usd_per_day is None
