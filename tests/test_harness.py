@@ -6,7 +6,6 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -367,31 +366,37 @@ def test_two_regions_files_merge_into_one_table(tmp_path: Path, capsys: pytest.C
     assert (eu["requests"], us["requests"], both["requests"]) == (6, 6, 12)
 
 
-@pytest.fixture
-def killable(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    code = "import sys; from router_ml.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [*SIMULATED, "20", "--count", "200", "--latency-ms", "50", "--out", str(tmp_path / "j.jsonl")]
-    with subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.DEVNULL) as process:
-        yield process
+KILLED = "import sys; from router_ml.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the process's children in /proc")
-def test_a_killed_run_resumes_where_it_stopped_and_leaves_no_process(
-    tmp_path: Path, killable: subprocess.Popen[bytes]
+@pytest.mark.parametrize(
+    "size", [(20, 200, 60), *(pytest.param((50, 1_000, n), marks=pytest.mark.slow) for n in (9, 700))]
+)
+def test_a_killed_run_loses_no_answer_resumes_where_it_stopped_and_leaves_no_process(
+    tmp_path: Path, size: tuple[int, int, int]
 ) -> None:
-    path = tmp_path / "j.jsonl"
-    wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > 60)
-    children = Path(f"/proc/{killable.pid}/task/{killable.pid}/children").read_text().split()
-    killable.send_signal(signal.SIGKILL)
-    killable.wait()
+    concurrency, count, killed_after = size
+    path, database = tmp_path / "j.jsonl", f"sqlite:///{tmp_path}/l.db"
+    command = [*SIMULATED, str(concurrency), "--count", str(count), "--latency-ms", "50"]
+    command += ["--out", str(path), "--database", database]
+    with subprocess.Popen([sys.executable, "-c", KILLED, *command], stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > killed_after)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGKILL)
     before = requests(path)
-    assert 60 <= len(before) < 200
-    assert main([*SIMULATED, "20", "--count", "200", "--latency-ms", "50", "--out", str(path)]) == 0
+    assert killed_after <= len(before) < count
+    assert main(command) == 0
     assert requests(path)[: len(before)] == before
-    assert sorted(row["number"] for row in requests(path)) == list(range(200))
+    assert sorted(row["number"] for row in requests(path)) == list(range(count))
     assert len({row["run_id"] for row in in_file(path)}) == 1
+    ledger = Ledger(database)
+    books = Counter((row["request_id"], row["status"]) for row in ledger.recent(2 * count))
+    ledger.close()
+    assert all(books[row["request_id"], "answered"] == 1 for row in requests(path))
+    assert len(books) <= count + concurrency
     assert children
-    wait_until(lambda: not any(Path(f"/proc/{child}/cmdline").exists() and alive(child) for child in children))
+    wait_until(lambda: not any(alive(child) for child in children))
 
 
 def wait_until(true: Any, within_s: float = 20.0) -> None:
