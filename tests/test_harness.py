@@ -183,6 +183,9 @@ def test_the_same_plan_is_resumed_another_begins_and_again_begins(tmp_path: Path
         assert same.levels[10].elapsed_s == 2.5
     with Journal(path, replace(PLAN, region="us")) as other:
         assert other.run.run_id != first.run.run_id
+        other.append(replace(MEASURED, run_id=other.run.run_id, number=0))
+    with Journal(path, PLAN) as unmoved:
+        assert list(unmoved.levels[10].numbers.left(3)) == [0, 2]
     with Journal(path, PLAN, again=True) as fresh:
         assert (fresh.run.run_id != first.run.run_id, fresh.resumed) == (True, False)
 
