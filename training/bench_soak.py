@@ -1,7 +1,8 @@
-"""The harness under load for long, and killed: python -m training.bench_soak soak [MINUTES] | kill [RUNS]
+"""The harness under load for long, and killed: python -m training.bench_soak soak [MINUTES [FAULT ...]] | kill [RUNS]
 
-``soak``: 50 concurrent, providers take 250 ms, 5 % of the calls to each fail. Who was not answered, whether the ledger
-has a row for each request, and what memory did after the first tenth. ``kill``: 1,000 requests at 50 concurrent, killed
+``soak``: 50 concurrent, providers take 250 ms, 5 % of the calls to each fail, or as the FAULTs say, one for each provider
+of the route. Who was not answered, whether the ledger has a row for each request, and what memory did after the first
+tenth. ``kill``: 1,000 requests at 50 concurrent, killed
 (SIGKILL) somewhere and resumed; whether an acknowledged request is missing from the ledger, or one was made twice.
 Needs /proc.
 """
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
@@ -27,16 +29,16 @@ from router_ml.ledger import Ledger
 
 CONCURRENT = 50
 KILLED_OF = 1_000
-FAULT = "503%5"
+FAULTS = ("503%5",)
 LATENCY_MS = 250
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def harness(folder: Path, *length: str) -> Popen[bytes]:
+def harness(folder: Path, *length: str, faults: Sequence[str] = FAULTS) -> Popen[bytes]:
     """``router-ml harness`` in a process of its own, writing journal.jsonl and ledger.db in ``folder``."""
     code = "import sys; from router_ml.cli import main; sys.exit(main(sys.argv[1:]))"
     files = ["--out", str(folder / "journal.jsonl"), "--database", f"sqlite:///{folder.as_posix()}/ledger.db"]
-    what = ["harness", "--simulate", "--faults", FAULT, "--concurrency", str(CONCURRENT), *files, *length]
+    what = ["harness", "--simulate", "--faults", *faults, "--concurrency", str(CONCURRENT), *files, *length]
     return Popen([sys.executable, "-c", code, *what], stdout=DEVNULL, stderr=DEVNULL)  # noqa: S603 - our own code
 
 
@@ -61,11 +63,11 @@ def rows(folder: Path) -> dict[str, str]:
         database.engine.dispose()
 
 
-def soak(minutes: float) -> None:
+def soak(minutes: float, faults: Sequence[str] = FAULTS) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began, sampled = time.monotonic(), list[tuple[float, int]]()
-        with harness(folder, "--duration", f"{minutes}m", "--latency-ms", f"{LATENCY_MS}") as process:
+        with harness(folder, "--duration", f"{minutes}m", "--latency-ms", f"{LATENCY_MS}", faults=faults) as process:
             while process.poll() is None:
                 sampled.append((time.monotonic() - began, resident_bytes(process.pid)))
                 time.sleep(1.0)
@@ -74,7 +76,8 @@ def soak(minutes: float) -> None:
         status = Counter(rows(folder).values())
     rate = total.requests / (minutes * 60)
     print(
-        f"{total.requests:,} requests in {minutes:g} min at {CONCURRENT} concurrent ({rate:.0f}/s), {FAULT}: ", end=""
+        f"{total.requests:,} requests in {minutes:g} min at {CONCURRENT} concurrent ({rate:.0f}/s), faults {list(faults)}: ",
+        end="",
     )
     print(
         f"{total.requests - total.answered} client errors {total.errors or ''}; {total.failovers:,} failovers; ", end=""
@@ -128,6 +131,6 @@ def resident_bytes(pid: int) -> int:
 if __name__ == "__main__":
     what, amount = sys.argv[1], sys.argv[2:3]
     if what == "soak":
-        soak(float(amount[0]) if amount else 10.0)
+        soak(float(amount[0]) if amount else 10.0, sys.argv[3:] or FAULTS)
     else:
         kill(int(amount[0]) if amount else 20)
