@@ -1,10 +1,9 @@
 """The harness under load for long, and killed: python -m training.bench_soak soak [MINUTES [FAULT ...]] | kill [RUNS]
 
-``soak``: 50 concurrent, providers take 250 ms, 5 % of the calls to each fail, or as the FAULTs say, one for each provider
-of the route. Who was not answered, whether the ledger has a row for each request, and what memory did after the first
-tenth. ``kill``: 1,000 requests at 50 concurrent, killed
-(SIGKILL) somewhere and resumed; whether an acknowledged request is missing from the ledger, or one was made twice.
-Needs /proc.
+``soak``: 50 concurrent, providers take 250 ms, 5 % of the calls to each fail, or as the FAULTs say, one a provider of
+the route ("" for none). Who was not answered, whether the ledger has a row for each request, and what memory did after
+the first tenth. ``kill``: 1,000 requests at 50 concurrent, killed (SIGKILL) somewhere and resumed; whether an
+acknowledged request is missing from the ledger, or one was made twice. Needs /proc.
 """
 
 from __future__ import annotations
@@ -74,15 +73,9 @@ def soak(minutes: float, faults: Sequence[str] = FAULTS) -> None:
         assert process.returncode == 0, process.returncode
         total = whole(folder)
         status = Counter(rows(folder).values())
-    rate = total.requests / (minutes * 60)
-    print(
-        f"{total.requests:,} requests in {minutes:g} min at {CONCURRENT} concurrent ({rate:.0f}/s), faults {list(faults)}: ",
-        end="",
-    )
-    print(
-        f"{total.requests - total.answered} client errors {total.errors or ''}; {total.failovers:,} failovers; ", end=""
-    )
-    print(f"ledger rows {dict(status)}")
+    rate, missed = total.requests / (minutes * 60), total.requests - total.answered
+    print(f"{total.requests:,} requests in {minutes:g} min at {CONCURRENT} concurrent ({rate:.0f}/s), ", end="")
+    print(f"faults {list(faults)}: {missed} client errors; {total.failovers:,} failovers; ledger rows {dict(status)}")
     tenths = [[size for at, size in sampled[:-2] if int(10 * at / (minutes * 60)) == tenth] for tenth in range(10)]
     medians = [sorted(sizes)[len(sizes) // 2] / 1e6 for sizes in tenths if sizes]
     print(f"resident MB, median of each tenth: {' '.join(f'{size:.1f}' for size in medians)}: ", end="")
