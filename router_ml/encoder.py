@@ -116,7 +116,9 @@ class StaticEncoder:
         lexical = said[:-1] / np.float32(math.sqrt(max(float(said[-1]), 1e-6))) + self._bias
         looks = surface(total[d : d + CLASSES], n, len(set(ids.tolist())))
         whole = _unit(total[:d])
-        ends = (whole, whole) if n <= ENDS else (_unit(rows[:ENDS, :d].sum(axis=0)), _unit(rows[-ENDS:, :d].sum(axis=0)))
+        ends = (
+            (whole, whole) if n <= ENDS else (_unit(rows[:ENDS, :d].sum(axis=0)), _unit(rows[-ENDS:, :d].sum(axis=0)))
+        )
         return np.concatenate([lexical, looks, whole, *ends])
 
 
