@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from router_ml import Catalog, ComplexityClassifier, Tier
@@ -8,6 +9,7 @@ from router_ml.cli import main
 from router_ml.decider import Decider
 from router_ml.explain import expected_rank, explain
 from router_ml.needs import Needs
+from training.robustness import typos
 
 PROMPT = "Prove that every finite division ring is commutative, thanks a lot"
 
@@ -63,3 +65,11 @@ def test_what_is_unlike_the_training_data_is_known_to_be(classifier: ComplexityC
         classifier.classify("Write a SQL query that lists the ten customers with the highest revenue").familiarity
         > 0.05
     )
+
+
+def test_a_typo_swaps_two_letters_and_nothing_else() -> None:
+    text = "Please describe the difference"
+    changed = typos(text, np.random.default_rng(0))
+    assert changed != text
+    assert sorted(changed) == sorted(text)
+    assert [len(word) for word in changed.split()] == [len(word) for word in text.split()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Table:
         """The rows where ``mask`` (n,) holds."""
         texts = [text for text, kept in zip(self.texts, mask, strict=True) if kept]
         return Table(texts, *(getattr(self, field.name)[mask] for field in fields(self)[1:]))
+
+    def with_texts(self, texts: list[str]) -> Table:
+        """The same rows of other texts."""
+        return replace(self, texts=texts)
 
     @property
     def stems(self) -> list[str]:

@@ -27,6 +27,7 @@ from router_ml.surface import FEATURES
 from router_ml.tokenizer import WordPieceTokenizer
 from router_ml.types import TIERS
 from training import card, lexicon
+from training.courtesy import polite
 from training.dataset import Table, join, ledger_table, outcome_table, read_labelled, stems_of
 from training.distill import Teacher, packaged, token_vectors
 from training.evaluate import Report, answer_costs, baselines, chosen, evaluate, ranks
@@ -57,13 +58,16 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
     refused."""
     started = time.monotonic()
     fit, held, test, lines = read(args)
+    copies, originals = polite(fit, seed=args.seed)
+    groups = [*fit.stems, *(fit.stems[row] for row in originals)]
+    fit = join([fit, copies])
     teacher = Teacher(args.teacher, args.cache)
     if args.head_only:
         encoder, tensors, tokenizer = _current_encoder(args.out)
         x = encoder.encode(fit.texts)
     else:
         encoder, tensors, tokenizer, x = train_encoder(
-            teacher, fit, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
+            teacher, fit, groups, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
         )
     layers = fit_head(
         x, fit.success, fit.weight, hidden=args.hidden, alpha=args.penalty, members=args.members, seed=args.seed
@@ -76,7 +80,8 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
     x_test = encoder.encode(test.texts)
     success = familiar.drawn(success_of(forward(x_test, layers)), familiar.of(x_test))
     costs = answer_costs(Catalog.load(), encoder.tokenizer, test)
-    others = baselines(join([fit.rows(labelled), held]), test, teacher.encode, seed=args.seed)
+    plain = np.arange(len(fit)) < len(groups) - len(originals)
+    others = baselines(join([fit.rows(labelled & plain), held]), test, teacher.encode, seed=args.seed)
     report = evaluate(success, test, costs, others, seed=args.seed)
     head = _head(layers, held, success_of(forward(x_held, layers)), encoder)
     head |= {"familiarity.centres": middles, "familiarity.distances": distances}
@@ -126,7 +131,7 @@ def read(args: argparse.Namespace) -> tuple[Table, Table, Table, list[str]]:
 
 
 def train_encoder(
-    teacher: Teacher, fit: Table, *, dimensions: int, alpha: float, seed: int
+    teacher: Teacher, fit: Table, groups: Sequence[str], *, dimensions: int, alpha: float, seed: int
 ) -> tuple[StaticEncoder, dict[str, Any], bytes, Vectors]:
     """The encoder as it will be read back, its tensors, its tokenizer.json, and the features (n, f) of ``fit``, the
     lexicon's part of them out of fold."""
@@ -135,7 +140,7 @@ def train_encoder(
     vectors = token_vectors(teacher, tokenizer, fit.texts, dimensions=dimensions, seed=seed)
     occurrences = lexicon.counts(tokenizer, fit.texts)
     words = lexicon.fit(occurrences, fit.success, fit.weight, alpha=alpha, seed=seed)
-    said = lexicon.out_of_fold(occurrences, fit.success, fit.weight, fit.stems, alpha=alpha, seed=seed)
+    said = lexicon.out_of_fold(occurrences, fit.success, fit.weight, groups, alpha=alpha, seed=seed)
     parts = {"vectors": vectors, "words": words.words, "pairs": words.pairs, "bias": words.bias}
     raw = StaticEncoder.unscaled(tokenizer, **parts).raw(fit.texts)
     raw[:, : len(TIERS)] = said
