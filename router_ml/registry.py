@@ -71,8 +71,8 @@ def write(
     from safetensors.numpy import save
 
     files = {
-        "encoder.safetensors": save(dict(encoder)),
-        "head.safetensors": save(dict(head)),
+        "encoder.safetensors": save(_rowwise(encoder)),
+        "head.safetensors": save(_rowwise(head)),
         "tokenizer.json": tokenizer,
         "README.md": readme.encode(),
     }
@@ -92,6 +92,11 @@ def write(
         _swap(staged, path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _rowwise(tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """In C order: safetensors writes the memory as it lies, so a transposed view would come back scrambled."""
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def _swap(staged: Path, path: Path) -> None:

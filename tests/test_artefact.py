@@ -1,9 +1,10 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from router_ml import ArtefactError, ComplexityClassifier
+from router_ml import ArtefactError, ComplexityClassifier, registry
 from router_ml.registry import FILES, default_path
 
 
@@ -43,3 +44,11 @@ def test_a_card_of_another_format_is_refused(copy: Path, text: str) -> None:
 def test_a_half_done_replacement_is_taken_back(copy: Path) -> None:
     copy.rename(copy.with_name(".copy.old"))
     assert ComplexityClassifier.load(copy).version
+
+
+def test_a_transposed_view_is_read_back_as_it_was(tmp_path: Path) -> None:
+    weight = np.arange(6.0, dtype=np.float32).reshape(2, 3).T
+    registry.write(tmp_path / "new", card={}, encoder={"v": weight}, head={"w": weight}, tokenizer=b"{}", readme="")
+    read = registry.read(tmp_path / "new")
+    assert np.array_equal(read.encoder["v"], weight)
+    assert np.array_equal(read.head["w"], weight)

@@ -12,7 +12,8 @@ import pytest
 from router_ml import ComplexityClassifier, InputError, Ledger
 from router_ml.types import Attempt, Decision, Offer, Outcome, Tier
 from training.dataset import ledger_table, outcome_table, read_labelled, stem, without_options
-from training.evaluate import Report
+from training.evaluate import Report, chosen, ranks
+from training.metrics import tier_metrics
 from training.outcomes import read_outcomes, read_tiers
 from training.retrain import main
 
@@ -68,6 +69,9 @@ def test_retrain_learns_writes_and_repeats_itself(prompts: Path, outcomes: Path,
     classifier = ComplexityClassifier.load(tmp_path / "one")
     report = Report(**json.loads(cards[0])["held_out"])
     assert report.figures["qwk"] > 0.8
+    test = read_labelled(prompts)[1]  # the artefact as it is read back is the one that was reported on
+    said = tier_metrics(ranks(test.labels), chosen(classifier.predict_success(test.texts)))
+    assert said == pytest.approx(report.figures)
     assert set(report.baselines) == {
         "majority",
         "length",
