@@ -3,27 +3,21 @@
 import ast
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import nbclient
 import nbformat
 import numpy as np
 import pytest
 from conftest import MakeRouter
+from matplotlib.figure import Figure
 
 import training
 from router_ml import Catalog, ComplexityClassifier, InputError
 from router_ml.types import TIERS, Tier
+from training import charts
 from training.metrics import bootstrap, bootstrap_each, ece, reliability
 from training.predictions import Predictions, of_labelled, of_ledger, price_what_if, report_of_ledger
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - once the back end is chosen
-
-from training import charts  # noqa: E402
 
 NOTEBOOK = Path(training.__file__).parent / "evaluation.ipynb"
 LABELLED = Path(training.__file__).parent.parent / "data" / "prompts.jsonl"
@@ -53,13 +47,6 @@ def ledger_url(make_router: MakeRouter, labelled: Path, tmp_path: Path) -> str:
     router.feedback(router.complete("Only asked once.", "simple").request_id, score=1.0)
     router.close()
     return f"sqlite:///{tmp_path}/router.db"
-
-
-@pytest.fixture
-def axes() -> Iterator[Any]:
-    figure, axes = plt.subplots(1, 3)
-    yield axes
-    plt.close(figure)
 
 
 def executed(monkeypatch: pytest.MonkeyPatch, **environ: str) -> nbformat.NotebookNode:
@@ -178,10 +165,11 @@ def test_the_band_holds_the_curve_and_ends_at_the_constants(classifier: Complexi
     assert high[1] == pytest.approx(said.table.success[:, 2].max())
 
 
-def test_a_learning_curve_says_what_1000_outcomes_buy(axes: Any) -> None:
+def test_a_learning_curve_says_what_1000_outcomes_buy() -> None:
+    ax = Figure().subplots()
     steps = {size: {"apgr": value, "interval": [value - 0.02, value + 0.03]} for size, value in
              (("0", 0.52), ("250", 0.55), ("1000", 0.6))}  # fmt: skip
-    charts.draw_learning_curve(axes[0], {"exam": {"held_out": 90, "steps": steps}})
-    title = axes[0].get_title(loc="left")
+    charts.draw_learning_curve(ax, {"exam": {"held_out": 90, "steps": steps}})
+    title = ax.get_title(loc="left")
     assert "+0.080 on average" in title.replace("\n", " ")
-    assert [label.get_text() for label in axes[0].get_legend().get_texts()] == ["exam (90 held out)"]
+    assert [label.get_text() for label in ax.get_legend().get_texts()] == ["exam (90 held out)"]
