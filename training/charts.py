@@ -76,7 +76,7 @@ def draw_reliability(axes: Sequence[Axes], predictions: Predictions) -> None:
             said, happened, _spread(happened, _wilson(happened, prompts)), fmt="o", color=COLOURS[tier], capsize=2
         )
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="predicted P(acceptable)")
-        ax.set_title(f"{tier}: ECE {errors[tier]:.3f}", fontsize="medium")
+        ax.set_title(f"{tier}: ECE {errors[tier]:.3f} ({len(bins)} bins)", fontsize="medium")
     axes[0].set_ylabel("share judged acceptable")
     worst = max(errors, key=errors.__getitem__)
     kept = "within" if errors[worst] <= ECE_AIM else "above"
@@ -177,7 +177,7 @@ def draw_learning_curve(ax: Axes, curves: Mapping[str, Any]) -> None:
         drawn.set_label(f"{source} ({curve['held_out']} held out)")
         gains += [step["apgr"] - level[0] for size, step in steps if size == 1_000]
     ax.axhline(0.5, color=_GREY, linewidth=1)
-    ax.annotate("random", (0, 0.5), (0, 3), textcoords="offset points", color=_GREY, fontsize="small")
+    ax.annotate("random", (len(sizes) - 1, 0.5), (0, 3), textcoords="offset points", color=_GREY, fontsize="small")
     ax.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     ax.set(xlabel="own prompts with outcomes learned from", ylabel="APGR on the source's held-out prompts")
     ax.legend(fontsize="small")

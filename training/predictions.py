@@ -33,6 +33,7 @@ from training.evaluate import (
 from training.metrics import Array, ece, hull, needed_tier, reliability
 
 MIN_PROMPTS = 30
+MIN_IN_BIN = 20
 _SHOWN_CHARS = 160
 _SAMPLE_TOKENS = 1_000
 
@@ -58,8 +59,9 @@ class Predictions:
         """Those where ``mask`` (n,) holds."""
         return Predictions(self.table.rows(mask), self.success[mask], self.cost_usd[mask])
 
-    def reliability(self, tier: Tier, bins: int = 15) -> tuple[Array, float]:
-        """``metrics.reliability`` and ``metrics.ece`` of one tier, over the prompts that were judged at it.
+    def reliability(self, tier: Tier) -> tuple[Array, float]:
+        """``metrics.reliability`` and ``metrics.ece`` of one tier, over the prompts that were judged at it; in 15 bins,
+        or as few as leave each ``MIN_IN_BIN`` prompts, as chance alone makes an error of small bins.
 
         Raises:
             InputError: no prompt was.
@@ -68,6 +70,7 @@ class Predictions:
         if not seen.any():
             raise InputError(f"no prompt was judged at tier {tier}")
         said, happened = self.success[seen, tier.rank], self.table.success[seen, tier.rank]
+        bins = min(15, max(1, len(said) // MIN_IN_BIN))
         return reliability(said, happened, bins), ece(said, happened, bins)
 
     def worst(self, count: int) -> pd.DataFrame:
