@@ -80,7 +80,8 @@ def draw_reliability(axes: Sequence[Axes], predictions: Predictions) -> None:
     axes[0].set_ylabel("share judged acceptable")
     worst = max(errors, key=errors.__getitem__)
     kept = "within" if errors[worst] <= ECE_AIM else "above"
-    _suptitle(axes, f"The largest calibration error, {errors[worst]:.3f} for {worst}, is {kept} the aim of {ECE_AIM}")
+    _suptitle(axes, f"The largest calibration error, {errors[worst]:.3f} for {worst}, is {kept} the aim of {ECE_AIM} "
+              f"({len(predictions):,} prompts)")  # fmt: skip
 
 
 def draw_confusion(ax: Axes, report: Report) -> None:
