@@ -133,4 +133,5 @@ def forward(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.float
 
 def success_of(logits: NDArray[np.float32]) -> Probabilities:
     """Logistic of each, then made non-decreasing along tiers: a stronger model is never thought worse."""
-    return np.maximum.accumulate(1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -30.0, 30.0))), axis=1)
+    bounded = np.minimum(np.maximum(logits.astype(np.float64), -30.0), 30.0)
+    return np.maximum.accumulate(1.0 / (1.0 + np.exp(-bounded)), axis=1)

@@ -1,4 +1,7 @@
-"""router-ml: classify, explain, complete, simulate, log, ledger, catalog, demo. Exit status 0 done, 1 failed, 2 wrong usage."""
+"""router-ml: classify, explain, complete, simulate, log, ledger, harness, catalog, demo.
+
+Exit status 0 done, 1 failed, 2 wrong usage.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from router_ml.errors import InputError, RouterError
+from router_ml.harness_cli import add_command as add_harness
 from router_ml.ledger_cli import add_commands
 from router_ml.types import TIERS, Completion, Complexity
 
@@ -269,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     log.add_argument("--limit", type=int, default=20)
     log.add_argument("--database", help="SQLAlchemy URL of the ledger")
     add_commands(commands)
+    add_harness(commands)
     command("catalog", _catalog, "list providers and offers")
     command("demo", _demo, "route the 100-prompt workload").add_argument(
         "--live", action="store_true", help="real calls"

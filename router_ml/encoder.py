@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -101,8 +102,9 @@ class StaticEncoder:
 
     def standardised(self, raw: Vectors) -> Vectors:
         """Less the mean, by the scale, cut at ``_CLIP``."""
-        scaled: Vectors = np.clip((raw - self._mean) * self._factor, -_CLIP, _CLIP)
-        return scaled
+        scaled = (raw - self._mean) * self._factor
+        np.minimum(scaled, _CLIP, out=scaled)
+        return np.maximum(scaled, -_CLIP, out=scaled)
 
     def _features(self, ids: NDArray[np.intp]) -> Vectors:
         n, d = len(ids), self.dimensions
@@ -110,12 +112,14 @@ class StaticEncoder:
             return np.zeros(len(self._mean), dtype=np.float32)
         rows = self._table.take(ids, axis=0)
         total = rows.sum(axis=0)
-        opening, closing = (total, total) if n <= ENDS else (rows[:ENDS].sum(axis=0), rows[-ENDS:].sum(axis=0))
         said = total[d + CLASSES :] + self._pairs.take(pair_buckets(ids), axis=0).sum(axis=0)
-        lexical = said[:-1] / np.sqrt(max(float(said[-1]), 1e-6)) + self._bias
+        lexical = said[:-1] / np.float32(math.sqrt(max(float(said[-1]), 1e-6))) + self._bias
         looks = surface(total[d : d + CLASSES], n, len(set(ids.tolist())))
-        means = [_unit(total[:d]), _unit(opening[:d]), _unit(closing[:d])]
-        return np.concatenate([lexical, looks, *means])
+        whole = _unit(total[:d])
+        ends = (
+            (whole, whole) if n <= ENDS else (_unit(rows[:ENDS, :d].sum(axis=0)), _unit(rows[-ENDS:, :d].sum(axis=0)))
+        )
+        return np.concatenate([lexical, looks, whole, *ends])
 
 
 def quantised(parts: Mapping[str, Vectors]) -> dict[str, NDArray[Any]]:

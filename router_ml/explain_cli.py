@@ -1,4 +1,4 @@
-"""router-ml explain: the probabilities, what moved them, the nearest labelled prompts, and what would flip the choice."""
+"""router-ml explain: the probabilities, what moved them, the nearest labelled prompts, what would flip the choice."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ class Familiarity:
 
     def drawn(self, success: Array, familiarity: Array) -> Array:
         """``success`` (n, 3), drawn towards the base rate where ``familiarity`` (n,) is below ``UNFAMILIAR``."""
+        if familiarity.min(initial=1.0) >= UNFAMILIAR:
+            return success
         share = _MOST_DRAWN * np.clip(1.0 - familiarity / UNFAMILIAR, 0.0, 1.0)[:, None]
         drawn: Array = success + share * (self.base - success)
         return drawn
@@ -38,6 +40,6 @@ class Familiarity:
 
 def distance(x: Vectors, centres: Vectors) -> Vectors:
     """From the nearest of ``centres``, (n,)."""
-    squares = (centres**2).sum(axis=1) - 2.0 * (x @ centres.T)
-    nearest: Vectors = np.sqrt(np.maximum((x**2).sum(axis=1) + squares.min(axis=1), 0.0))
+    squares = np.einsum("kf,kf->k", centres, centres) - 2.0 * (x @ centres.T)
+    nearest: Vectors = np.sqrt(np.maximum(np.einsum("nf,nf->n", x, x) + squares.min(axis=1), 0.0))
     return nearest

@@ -33,7 +33,10 @@ LAYERS = [
     {"provider", "decider", "stream", "explain"},
     {"intake", "client"},
     {"router"},
-    {"demo", "ledger_cli", "explain_cli"},
+    {"demo", "ledger_cli", "explain_cli", "harness_journal"},
+    {"harness", "harness_report"},
+    {"harness_chart"},
+    {"harness_cli"},
     {"cli"},
 ]
 

@@ -59,7 +59,6 @@ def run(prompts: Path, out: Path, *more: object) -> int:
     return main([str(flag) for flag in [*flags, "--dimensions", 8, "--members", 2, "--hidden", 8]])
 
 
-@pytest.mark.slow
 def test_retrain_learns_writes_and_repeats_itself(prompts: Path, outcomes: Path, tmp_path: Path) -> None:
     cards = []
     for out in ("one", "two"):

@@ -10,6 +10,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPRegressor
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from router_ml.classifier import Layer, forward
@@ -43,7 +44,8 @@ def fit_head(
             max_iter=60 if len(x) >= FEW else 400,
             random_state=seed + number,
         )
-        with warnings.catch_warnings():  # the number of rounds is a choice here, not a failure to converge
+        # The number of rounds is a choice here, not a failure to converge; matrices this small are slower on two cores.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)
             nets.append(net.fit(x, target, sample_weight=weight / weight.mean()))
     first = np.hstack([net.coefs_[0] for net in nets]).T, np.concatenate([net.intercepts_[0] for net in nets])

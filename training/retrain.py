@@ -218,7 +218,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, default=1.5, help="ridge penalty of the lexicon")
     parser.add_argument("--hidden", type=int, default=64, help="hidden units of a member of the head")
     parser.add_argument("--penalty", type=float, default=1.0, help="L2 penalty of the head")
-    parser.add_argument("--members", type=int, default=8, help="networks averaged in the head")
+    parser.add_argument("--members", type=int, default=16, help="networks averaged in the head")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="write even a worse candidate")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
