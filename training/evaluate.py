@@ -33,11 +33,13 @@ from training.metrics import (
     aiq,
     auroc,
     bootstrap,
+    bootstrap_each,
     brier,
     confusion,
     constants,
     cost_save,
     ece,
+    kappa,
     oracle_gap,
     tier_metrics,
 )
@@ -117,9 +119,7 @@ def evaluate(success: Array, test: Table, cost_usd: Array, others: Mapping[str, 
     theirs = {name: p.argmax(axis=1) for name, p in others.items()}
 
     def gain(name: str) -> Callable[[NDArray[np.intp]], float]:
-        return lambda rows: (
-            tier_metrics(needed[rows], predicted[rows])["qwk"] - tier_metrics(needed[rows], theirs[name][rows])["qwk"]
-        )
+        return lambda rows: kappa(needed[rows], predicted[rows]) - kappa(needed[rows], theirs[name][rows])
 
     figures = tier_metrics(needed, predicted)
     n = len(test)
@@ -127,10 +127,7 @@ def evaluate(success: Array, test: Table, cost_usd: Array, others: Mapping[str, 
     return Report(
         prompts=n,
         figures=figures,
-        intervals={
-            name: bootstrap(lambda rows, name=name: tier_metrics(needed[rows], predicted[rows])[name], n, seed=seed)  # type: ignore[misc]
-            for name in figures
-        },
+        intervals=bootstrap_each(lambda rows: tier_metrics(needed[rows], predicted[rows]), n, seed=seed),
         confusion=confusion(needed, predicted),
         calibration={tier.value: _calibration(success[:, tier.rank], test.success[:, tier.rank]) for tier in TIERS},
         by_task=_by(test.task, needed, predicted),
@@ -144,19 +141,26 @@ def evaluate(success: Array, test: Table, cost_usd: Array, others: Mapping[str, 
 
 
 def baselines(train: Table, test: Table, embed: Embed, *, seed: int) -> dict[str, Array]:
-    """P(tier is needed) (n, 3) by the majority, the length, TF-IDF + logistic regression, and kNN and logistic
-    regression on the teacher's embeddings."""
+    """P(tier is needed) (n, 3) by the ``lexical_baselines``, and by kNN and logistic regression on the teacher's
+    embeddings."""
+    y = ranks(train.labels)
+    x_train, x_test = embed(train.texts, "teacher, train"), embed(test.texts, "teacher, test")
+    neighbours = KNeighborsClassifier(min(15, len(train)), weights="distance", metric="cosine")
+    return lexical_baselines(train, test, seed=seed) | {
+        "kNN on MiniLM": neighbours.fit(x_train, y).predict_proba(x_test),
+        "logistic on MiniLM": _logistic(seed, 3.0).fit(x_train, y).predict_proba(x_test),
+    }
+
+
+def lexical_baselines(train: Table, test: Table, *, seed: int) -> dict[str, Array]:
+    """P(tier is needed) (n, 3) by the majority, the length, and TF-IDF + logistic regression; seconds, no teacher."""
     y = ranks(train.labels)
     length_train, length_test = (np.log1p([[len(text)] for text in part.texts]) for part in (train, test))
     words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), _logistic(seed, 10.0))
-    x_train, x_test = embed(train.texts, "teacher, train"), embed(test.texts, "teacher, test")
-    neighbours = KNeighborsClassifier(min(15, len(train)), weights="distance", metric="cosine")
     return {
         "majority": DummyClassifier().fit(length_train, y).predict_proba(length_test),
         "length": _logistic(seed, 10.0).fit(length_train, y).predict_proba(length_test),
         "tf-idf + logistic": words.fit(train.texts, y).predict_proba(test.texts),
-        "kNN on MiniLM": neighbours.fit(x_train, y).predict_proba(x_test),
-        "logistic on MiniLM": _logistic(seed, 3.0).fit(x_train, y).predict_proba(x_test),
     }
 
 

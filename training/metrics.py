@@ -7,7 +7,7 @@ model; ranks (n,) are tiers as 0, 1, 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,9 +153,15 @@ def confusion(needed: Ranks, chosen: Ranks) -> list[list[int]]:
 
 def ece(probability: Array, happened: Array, bins: int = 15) -> float:
     """Expected calibration error over equal-mass bins (arXiv 1706.04599 with bins of equal count)."""
+    said, seen, prompts = reliability(probability, happened, bins).T
+    return float((np.abs(said - seen) * prompts).sum() / len(probability))
+
+
+def reliability(probability: Array, happened: Array, bins: int = 15) -> Array:
+    """Per equal-mass bin: mean probability, mean of what happened, prompts; (at most ``bins``, 3). Its weighted mean
+    gap is ``ece``."""
     parts = np.array_split(np.argsort(probability, kind="stable"), bins)
-    gaps = [abs(probability[part].mean() - happened[part].mean()) * len(part) for part in parts if len(part)]
-    return float(sum(gaps) / len(probability))
+    return np.array([(probability[part].mean(), happened[part].mean(), len(part)) for part in parts if len(part)])
 
 
 def brier(probability: Array, happened: Array) -> float:
@@ -177,7 +183,14 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95 % percentile interval of a statistic of row numbers, over resampled rows. Give two routers' difference as the
     statistic for a paired interval: both then see the same resamples."""
+    return bootstrap_each(lambda rows: {"": statistic(rows)}, n, seed=seed, rounds=rounds)[""]
+
+
+def bootstrap_each(
+    statistics: Callable[[NDArray[np.intp]], Mapping[str, float]], n: int, *, seed: int, rounds: int = 1_000
+) -> dict[str, tuple[float, float]]:
+    """``bootstrap`` of several named statistics that are reckoned together, on the same resamples."""
     rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, n, n)) for _ in range(rounds)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    drawn = [statistics(rng.integers(0, n, n)) for _ in range(rounds)]
+    bounds = {name: np.nanpercentile([values[name] for values in drawn], [2.5, 97.5]) for name in drawn[0]}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
