@@ -29,7 +29,7 @@ test: lint  ## lint, strict types, tests with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 bench: .venv/.installed-run  ## timings of this machine, as ratios from one run
-	$(BIN)/python -m training.bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m training.bench
 	$(BIN)/python -m training.bench_routing
 	$(BIN)/python -m training.bench_ledger
 
