@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -62,10 +63,11 @@ def parts(base_url: str, folder: str, fault: str = "") -> dict[str, Any]:
 
 
 def overhead(base_url: str, folder: str) -> None:
-    bare, routed = [], []
+    bare, routed, peer = [], [], []
     with Router(**parts(base_url, folder)) as router:
         model = router.decide("hello", "simple").offers[0].model
         client = openai.OpenAI(api_key="none", base_url=base_url, max_retries=0)
+        theirs = litellm_router(base_url) if find_spec("litellm") else None
         for prompt in workload() * 5:
             messages: list[Any] = [{"role": "user", "content": prompt}]
             started = time.perf_counter()
@@ -74,12 +76,27 @@ def overhead(base_url: str, folder: str) -> None:
             router.complete(messages)
             bare.append(between - started)
             routed.append(time.perf_counter() - between)
+            if theirs is not None:
+                started = time.perf_counter()
+                theirs.completion(model="any", messages=messages)
+                peer.append(time.perf_counter() - started)
         client.close()
     extra_ms = (np.median(routed) - np.median(bare)) * 1_000
     print(
         f"bare SDK p50 {np.median(bare) * 1e3:.2f} ms; Router.complete p50 {np.median(routed) * 1e3:.2f} ms: ", end=""
     )
     print(f"{extra_ms:.2f} ms more, ledger on")
+    if peer:
+        their_ms = (np.median(peer) - np.median(bare)) * 1_000
+        print(f"LiteLLM's Router, one model, nothing to decide: {their_ms:.2f} ms more")
+
+
+def litellm_router(base_url: str) -> Any:
+    """The peer, where it is installed: its Router before the same loopback provider."""
+    import litellm
+
+    params = {"model": "openai/any", "api_base": base_url, "api_key": "none"}
+    return litellm.Router(model_list=[{"model_name": "any", "litellm_params": params}], num_retries=0)
 
 
 async def throughput(base_url: str, folder: str, requests: int = 1_000, rounds: int = 5) -> None:
