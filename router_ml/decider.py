@@ -133,7 +133,8 @@ class Decider:
             complexity = self._classifier.classify(prompt)
         except InputError:
             raise
-        except Exception as exc:  # a damaged artefact or a foreign encoder can raise anything; requests are served
+        # A caller's own encoder can raise anything; it is logged, and the request is served by the fallback tier (M7).
+        except Exception as exc:
             _log.exception("the classifier failed: the fallback tier is taken")
             return None, type(exc).__name__
         if not all(math.isfinite(p) for p in complexity.success.values()):

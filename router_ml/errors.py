@@ -37,11 +37,11 @@ class InputError(RouterError, ValueError):
     """The caller's prompt, tier, quality or score cannot be used."""
 
 
-class UnknownModel(InputError):  # noqa: N818 - reads as what happened
+class UnknownModel(InputError):  # noqa: N818 - named for what happened
     """``model`` is neither "auto", nor a tier, nor a model of the catalog."""
 
 
-class NoCapableOffer(InputError):  # noqa: N818
+class NoCapableOffer(InputError):  # noqa: N818 - named for what happened
     """No offer of the route can serve the request; the message says which need none of them meets."""
 
 
@@ -61,7 +61,7 @@ class LedgerError(RouterError):
     """The ledger cannot be opened, or does not know the request."""
 
 
-class SpendCeilingReached(RouterError):  # noqa: N818 - reads as what happened
+class SpendCeilingReached(RouterError):  # noqa: N818 - named for what happened
     """The request's worst case does not fit under the day's ceiling; nothing was sent.
 
     ``spent_usd`` is what the day's finished requests were charged, ``reserved_usd`` what those still open may cost;
@@ -104,11 +104,11 @@ class ProviderError(RouterError):
         self.billed = billed
 
 
-class RequestRejected(ProviderError):  # noqa: N818
+class RequestRejected(ProviderError):  # noqa: N818 - named for what happened
     """400, 413 or 422: the request itself is refused, so no other offer is tried."""
 
 
-class ProviderUnavailable(ProviderError):  # noqa: N818
+class ProviderUnavailable(ProviderError):  # noqa: N818 - named for what happened
     """The provider failed; ``retryable`` says whether the same offer is worth a second try."""
 
     def __init__(
@@ -125,7 +125,7 @@ class ProviderUnavailable(ProviderError):  # noqa: N818
         self.retryable = retryable
 
 
-class StreamInterrupted(ProviderError):  # noqa: N818
+class StreamInterrupted(ProviderError):  # noqa: N818 - named for what happened
     """A stream broke off after its first content, so no other offer may go on with it. ``text`` is what arrived."""
 
     def __init__(self, message: str, *, text: str) -> None:
@@ -133,7 +133,7 @@ class StreamInterrupted(ProviderError):  # noqa: N818
         self.text = text
 
 
-class RequestFailed(RouterError):  # noqa: N818
+class RequestFailed(RouterError):  # noqa: N818 - named for what happened
     """No offer answered within the deadline. ``attempts`` lists every call that was made."""
 
     def __init__(self, message: str, *, request_id: str, attempts: Sequence[Attempt]) -> None:

@@ -209,7 +209,7 @@ class GroupCommit:
 
     def _retry(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while not self._closing.wait(pause_s * (0.5 + random.random() / 2)):  # noqa: S311 - jitter
+        while not self._closing.wait(pause_s * (0.5 + random.random() / 2)):  # noqa: S311 - jitter, no secret
             with self._lock:
                 try:
                     self._replay_chunk(0.0)

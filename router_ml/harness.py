@@ -75,7 +75,7 @@ def simulated(catalog: Catalog, faults: Sequence[str] = (), *, latency_ms: float
     wanted = {"faults": each, "latency_s": latency_ms / 1_000, "tokens": catalog.settings.expected_output_tokens}
     command = [sys.executable, "-c", _SERVE, json.dumps(wanted)]
     # A session of its own: Ctrl-C is for us, and the end of its standard input for it.
-    with Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True) as process:  # noqa: S603 - our own code
+    with Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True) as process:  # noqa: S603 - our own interpreter and code
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -32,7 +32,7 @@ _STATEMENT_MS = 5_000  # for a server that is merely slow
 Work: TypeAlias = Callable[[Any, Sequence[Entry]], Applied]
 
 
-class StoreUnavailable(Exception):  # noqa: N818 - private to the ledger's modules
+class StoreUnavailable(Exception):  # noqa: N818 - named for what happened; never leaves the ledger
     """The batch may not be written; ``busy`` where another writer merely holds the lock."""
 
     def __init__(self, reason: str, *, busy: bool = False) -> None:

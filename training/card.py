@@ -34,6 +34,9 @@ Reproduce: `make retrain` (`python -m training.retrain`; {settings}). Trained on
 ## Held-out labelled prompts
 
 {report.prompts} prompts that nothing was fitted on, 95 % bootstrap intervals. {_behind(report)}
+These figures are optimistic: kinds of features, sizes and the polite copies were chosen with an eye on these same
+prompts; the same writers wrote both splits; and siblings on one topic, asked at several tiers, can stand on both sides,
+as the split goes by the beginning of the text.
 
 {_figures(report)}
 

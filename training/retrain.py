@@ -59,7 +59,8 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
     started = time.monotonic()
     fit, held, test, lines = read(args)
     copies, originals = polite(fit, seed=args.seed)
-    groups = [*fit.stems, *(fit.stems[row] for row in originals)]
+    stems = fit.stems
+    groups = [*stems, *(stems[row] for row in originals)]
     fit = join([fit, copies])
     teacher = Teacher(args.teacher, args.cache)
     if args.head_only:
