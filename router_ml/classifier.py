@@ -110,8 +110,8 @@ class ComplexityClassifier:
         return np.stack([simple + (1.0 - premium), complex_ - simple, premium - complex_], axis=1)
 
     def predict(self, prompts: Sequence[Prompt]) -> NDArray[np.str_]:
-        """The most probable tier of each prompt, shape (len(prompts),)."""
-        labels: NDArray[np.str_] = self.classes_[self.predict_proba(prompts).argmax(axis=1)]
+        """The median tier of each prompt, as ``Complexity.tier`` has it, shape (len(prompts),)."""
+        labels: NDArray[np.str_] = self.classes_[median_rank(self.predict_proba(prompts))]
         return labels
 
     def _judge(self, texts: Sequence[str]) -> tuple[Probabilities, Probabilities]:
@@ -129,6 +129,12 @@ def forward(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.float
     for number, (weight, bias) in enumerate(layers):
         x = (np.maximum(x, 0.0) if number else x) @ weight.T + bias
     return x
+
+
+def median_rank(probabilities: Probabilities) -> NDArray[np.int64]:
+    """The rank (n,) that the needed tier is at most with a chance of a half, of P(tier is needed) (n, 3)."""
+    ranks: NDArray[np.int64] = (np.cumsum(probabilities, axis=1)[:, :-1] < 0.5).sum(axis=1)
+    return ranks
 
 
 def success_of(logits: NDArray[np.float32]) -> Probabilities:

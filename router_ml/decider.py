@@ -149,7 +149,7 @@ class Decider:
         if solution is None:
             if held is not None and said.tier <= held.offer.tier:
                 return held.offer.tier, f"session stays at {held.offer.tier} (success {p}; prices are unknown)"
-            return said.tier, f"most probable tier (success {p}); prices are unknown, so they are not weighed"
+            return said.tier, f"median tier (success {p}); prices are unknown, so they are not weighed"
         expected = self._catalog.settings.expected_output_tokens
         output_tokens = expected if needs.max_output_tokens is None else min(expected, needs.max_output_tokens)
         cost_usd = {tier: rates[tier].cost_usd(needs.input_tokens, output_tokens) for tier in TIERS}

@@ -25,18 +25,19 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Vectors: ...
 
 
-PAIRS = 1 << 18  # buckets of pairs of neighbouring tokens; a power of two
-ENDS = 32  # tokens at either end that are averaged for themselves: what is asked stands at one of them
+BUCKETS = 1 << 18  # of pairs of neighbouring tokens, and of phrases of three; a power of two
+ENDS = 32  # tokens at either end that are taken for themselves: what is asked stands at one of them
+LEXICAL = 4 * len(TIERS)  # features: words and pairs of the whole, the first and the last ENDS tokens; phrases
 _CLIP = 4.0  # standard deviations: a freak of a feature is no more than a clear case
 
 
 class StaticEncoder:
     """Tables instead of layers, so that a text takes microseconds: features that a small head can work with.
 
-    Of the tokens: the mean of their vectors, over all, the first and the last ``ENDS`` (distilled from a
-    sentence-transformers teacher in the way of model2vec, https://github.com/MinishLab/model2vec); what single tokens
-    and pairs of neighbours say of each tier (a linear model on TF-IDF, ``training/lexicon.py``); and the look of the
-    text (``surface``). All standardised.
+    What single tokens and pairs of neighbours say of each tier (a linear model on TF-IDF, ``training/lexicon.py``),
+    over all tokens, the first and the last ``ENDS``; what phrases of three tokens say; the look of the text
+    (``surface``); and the mean of the tokens' vectors, over the same three (distilled from a sentence-transformers
+    teacher in the way of model2vec, https://github.com/MinishLab/model2vec). All standardised.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class StaticEncoder:
         vectors: Vectors,
         words: Vectors,
         pairs: Vectors,
+        phrases: Vectors,
         bias: Vectors,
         mean: Vectors,
         scale: Vectors,
     ) -> None:
-        """``vectors``: (V, d) for V tokens; ``words`` (V, 4) and ``pairs`` (PAIRS, 4): a weight per tier times the IDF,
-        and the IDF squared; ``bias`` (3,); ``mean`` and ``scale`` (features,) of the raw features.
+        """``vectors``: (V, d) for V tokens; ``words`` (V, 4), ``pairs`` and ``phrases`` (BUCKETS, 4): a weight per tier
+        times the IDF, and the IDF squared; ``bias`` (2, 3), of words with pairs and of phrases; ``mean`` and ``scale``
+        (features,) of the raw features.
 
         Raises:
             ArtefactError: shapes or values do not fit.
@@ -58,9 +61,10 @@ class StaticEncoder:
         shapes = {
             "vectors": (vectors, (len(tokenizer), vectors.shape[-1])),
             "words": (words, (len(tokenizer), len(TIERS) + 1)),
-            "pairs": (pairs, (PAIRS, len(TIERS) + 1)),
-            "bias": (bias, (len(TIERS),)),
-            "mean": (mean, (len(TIERS) + FEATURES + 3 * vectors.shape[-1],)),
+            "pairs": (pairs, (BUCKETS, len(TIERS) + 1)),
+            "phrases": (phrases, (BUCKETS, len(TIERS) + 1)),
+            "bias": (bias, (2, len(TIERS))),
+            "mean": (mean, (LEXICAL + FEATURES + 3 * vectors.shape[-1],)),
             "scale": (scale, mean.shape),
         }
         for name, (array, shape) in shapes.items():
@@ -73,7 +77,7 @@ class StaticEncoder:
         self.tokenizer = tokenizer
         self.dimensions, self.features = vectors.shape[1], len(mean)
         self._table = np.hstack([vectors, token_classes(tokenizer.vocabulary), words]).astype(np.float32)
-        self._pairs = np.ascontiguousarray(pairs, dtype=np.float32)
+        self._pairs, self._phrases = (np.ascontiguousarray(part, dtype=np.float32) for part in (pairs, phrases))
         self._bias, self._mean, self._factor = bias, mean, np.float32(1.0) / scale
 
     @classmethod
@@ -83,12 +87,18 @@ class StaticEncoder:
 
     @classmethod
     def unscaled(
-        cls, tokenizer: WordPieceTokenizer, vectors: Vectors, words: Vectors, pairs: Vectors, bias: Vectors
+        cls,
+        tokenizer: WordPieceTokenizer,
+        vectors: Vectors,
+        words: Vectors,
+        pairs: Vectors,
+        phrases: Vectors,
+        bias: Vectors,
     ) -> StaticEncoder:
         """One whose features are not standardised yet, to measure their mean and scale with ``raw``."""
-        width = len(TIERS) + FEATURES + 3 * vectors.shape[1]
+        width = LEXICAL + FEATURES + 3 * vectors.shape[1]
         zeros, ones = np.zeros(width, dtype=np.float32), np.ones(width, dtype=np.float32)
-        return cls(tokenizer, vectors, words, pairs, bias, zeros, ones)
+        return cls(tokenizer, vectors, words, pairs, phrases, bias, zeros, ones)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Standardised features of shape (len(texts), features)."""
@@ -110,16 +120,17 @@ class StaticEncoder:
         n, d = len(ids), self.dimensions
         if not n:
             return np.zeros(len(self._mean), dtype=np.float32)
-        rows = self._table.take(ids, axis=0)
-        total = rows.sum(axis=0)
-        said = total[d + CLASSES :] + self._pairs.take(pair_buckets(ids), axis=0).sum(axis=0)
-        lexical = said[:-1] / np.float32(math.sqrt(max(float(said[-1]), 1e-6))) + self._bias
+        rows, pairs = self._table.take(ids, axis=0), self._pairs.take(pair_buckets(ids), axis=0)
+        phrases = self._phrases.take(phrase_buckets(ids), axis=0)
+        total, words = rows.sum(axis=0), rows[:, d + CLASSES :]
         looks = surface(total[d : d + CLASSES], n, len(set(ids.tolist())))
-        whole = _unit(total[:d])
-        ends = (
-            (whole, whole) if n <= ENDS else (_unit(rows[:ENDS, :d].sum(axis=0)), _unit(rows[-ENDS:, :d].sum(axis=0)))
-        )
-        return np.concatenate([lexical, looks, whole, *ends])
+        said, meant = _said(total[d + CLASSES :] + pairs.sum(axis=0)) + self._bias[0], _unit(total[:d])
+        lexical, meaning = [said] * 3, [meant] * 3
+        if n > ENDS:
+            lexical[1] = _said(words[:ENDS].sum(axis=0) + pairs[:ENDS].sum(axis=0)) + self._bias[0]
+            lexical[2] = _said(words[-ENDS:].sum(axis=0) + pairs[-ENDS:].sum(axis=0)) + self._bias[0]
+            meaning[1:] = _unit(rows[:ENDS, :d].sum(axis=0)), _unit(rows[-ENDS:, :d].sum(axis=0))
+        return np.concatenate([*lexical, _said(phrases.sum(axis=0)) + self._bias[1], looks, *meaning])
 
 
 def quantised(parts: Mapping[str, Vectors]) -> dict[str, NDArray[Any]]:
@@ -130,11 +141,12 @@ def quantised(parts: Mapping[str, Vectors]) -> dict[str, NDArray[Any]]:
         "vectors.scale": scales.astype(np.float32),
         "words": parts["words"].astype(np.float16),
         "pairs": parts["pairs"].astype(np.float16),
+        "phrases": parts["phrases"].astype(np.float16),
         **{name: parts[name].astype(np.float32) for name in ("bias", "mean", "scale")},
     }
 
 
-_PARTS = ("vectors", "words", "pairs", "bias", "mean", "scale")
+_PARTS = ("vectors", "words", "pairs", "phrases", "bias", "mean", "scale")
 
 
 def _restored(tensors: Mapping[str, NDArray[Any]], name: str) -> Vectors:
@@ -144,7 +156,18 @@ def _restored(tensors: Mapping[str, NDArray[Any]], name: str) -> Vectors:
 
 def pair_buckets(ids: NDArray[np.intp]) -> NDArray[np.intp]:
     """The bucket of each pair of neighbours in ``ids`` (n,), shape (n - 1,)."""
-    return (ids[:-1] * 1_000_003 + ids[1:] * 7_919) & (PAIRS - 1)
+    return (ids[:-1] * 1_000_003 + ids[1:] * 7_919) & (BUCKETS - 1)
+
+
+def phrase_buckets(ids: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The buckets of each three tokens in a row, and of their first and third, in ``ids`` (n,), shape (2n - 4,)."""
+    first, third = ids[:-2] * 2_000_003, ids[2:] * 15_485_863
+    return np.concatenate([first + ids[1:-1] * 7_919 + third, first + third]) & (BUCKETS - 1)
+
+
+def _said(sums: Vectors) -> Vectors:
+    """A linear model on TF-IDF values by their length: sums (4,) of what the terms say, and of their IDF squared."""
+    return sums[:-1] / np.float32(math.sqrt(max(float(sums[-1]), 1e-6)))
 
 
 def _unit(vector: Vectors) -> Vectors:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from router_ml.errors import ArtefactError
 
-FORMAT = "router_ml/1"
+FORMAT = "router_ml/2"
 CARD = "card.json"
 FILES = ("encoder.safetensors", "head.safetensors", "tokenizer.json", "README.md")
 _MAX_FILE_BYTES = 512 * 1024 * 1024

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ class Complexity:
 
     @property
     def tier(self) -> Tier:
-        """The most probable tier; the cheaper one of a tie. What is routed to is the policy's choice, not this."""
-        probabilities = self.probabilities
-        return max(TIERS, key=lambda tier: probabilities[tier])
+        """The median tier: the needed one is above it with a chance of at most a half. It has the least expected
+        distance: a miss by two tiers counts twice. What is routed to is the policy's choice, not this."""
+        at_most = accumulate(self.probabilities[tier] for tier in TIERS)
+        return next((tier for tier, share in zip(TIERS, at_most, strict=True) if share >= 0.5), Tier.PREMIUM)
 
     @property
     def confidence(self) -> float:

@@ -1,6 +1,7 @@
 """Real parts throughout: the packaged artefact, SQLite in a temporary folder, the openai SDK over loopback HTTP."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -142,3 +143,33 @@ def make_router(build: MakeRouter) -> MakeRouter:
 def make_either(request: pytest.FixtureRequest, build: MakeRouter) -> MakeRouter:
     """``make_router`` for a test of Router and of AsyncRouter."""
     return lambda *args, **kwargs: build(*args, kind=request.param, **kwargs)
+
+
+ASKS = {
+    "simple": "what colour is the {} called",
+    "complex": "compare three plans for the {} and recommend one with reasons",
+    "premium": "prove the general theorem about the {} rigorously",
+}
+THINGS = [
+    f"{a} {b}" for a in ("river", "engine", "garden", "market", "bridge") for b in ("north", "old", "red", "small")
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher's embeddings of its own vocabulary take half a minute: once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A labelled file of 60 prompts, whose tier a few words tell."""
+    rows = [
+        {"id": f"{tier}{i}", "prompt": ask.format(thing), "task": "t", "language": "en", "tier": tier, "why": "w",
+         "split": "test" if i % 4 == 0 else "train"}
+        for tier, ask in ASKS.items()
+        for i, thing in enumerate(THINGS)
+    ]  # fmt: skip
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

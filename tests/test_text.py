@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from router_ml import ComplexityClassifier, InputError
 from router_ml.text import judged_text, to_messages
 from router_ml.tokenizer import WordPieceTokenizer
+from router_ml.types import TIERS
 
 
 def test_judged_is_the_last_user_turn_and_the_turn_before_it() -> None:
@@ -89,7 +90,8 @@ def test_hostile_text_is_classified_in_bounded_time(prompt: str) -> None:
 def test_predictions_agree_with_each_other() -> None:
     prompts = ["hello there", json.dumps({"a": 1}), "Prove that the sum of two odd squares is no square."]
     assert CLASSIFIER.predict_success(prompts).shape == (3, 3)
-    labels = CLASSIFIER.classes_[CLASSIFIER.predict_proba(prompts).argmax(axis=1)]
-    assert CLASSIFIER.predict(prompts).tolist() == labels.tolist() == [CLASSIFIER.classify(p).tier for p in prompts]
+    at_most = CLASSIFIER.predict_proba(prompts).cumsum(axis=1)
+    labels = [next(tier for tier, share in zip(TIERS, row, strict=True) if share >= 0.5) for row in at_most]
+    assert CLASSIFIER.predict(prompts).tolist() == labels == [CLASSIFIER.classify(p).tier for p in prompts]
     with pytest.raises(InputError, match="list of prompts"):
         CLASSIFIER.predict("hello")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import THINGS
 
 from router_ml import ComplexityClassifier, InputError, Ledger
 from router_ml.types import Attempt, Decision, Offer, Outcome, Tier
@@ -16,28 +17,6 @@ from training.evaluate import Report, chosen, ranks
 from training.metrics import tier_metrics
 from training.outcomes import read_outcomes, read_tiers
 from training.retrain import main
-
-ASKS = {
-    "simple": "what colour is the {} called",
-    "complex": "compare three plans for the {} and recommend one with reasons",
-    "premium": "prove the general theorem about the {} rigorously",
-}
-THINGS = [
-    f"{a} {b}" for a in ("river", "engine", "garden", "market", "bridge") for b in ("north", "old", "red", "small")
-]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    rows = [
-        {"id": f"{tier}{i}", "prompt": ask.format(thing), "task": "t", "language": "en", "tier": tier, "why": "w",
-         "split": "test" if i % 4 == 0 else "train"}
-        for tier, ask in ASKS.items()
-        for i, thing in enumerate(THINGS)
-    ]  # fmt: skip
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -56,7 +35,7 @@ def outcomes(tmp_path: Path) -> Path:
 
 def run(prompts: Path, out: Path, *more: object) -> int:
     flags = ["--prompts", prompts, "--out", out, "--cache", prompts.parent / "cache", *more]
-    return main([str(flag) for flag in [*flags, "--dimensions", 8, "--members", 2, "--hidden", 8]])
+    return main([str(flag) for flag in [*flags, "--dimensions", 8, "--members", 2, "--hidden", 8, "--seeds", 2]])
 
 
 def test_retrain_learns_writes_and_repeats_itself(prompts: Path, outcomes: Path, tmp_path: Path) -> None:
@@ -68,6 +47,8 @@ def test_retrain_learns_writes_and_repeats_itself(prompts: Path, outcomes: Path,
     classifier = ComplexityClassifier.load(tmp_path / "one")
     report = Report(**json.loads(cards[0])["held_out"])
     assert report.figures["qwk"] > 0.8
+    assert len(report.seeds) == 2
+    assert report.seeds[0] == report.figures["qwk"]
     test = read_labelled(prompts)[1]  # the artefact as it is read back is the one that was reported on
     said = tier_metrics(ranks(test.labels), chosen(classifier.predict_success(test.texts)))
     assert said == pytest.approx(report.figures)

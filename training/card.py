@@ -50,6 +50,11 @@ as the split goes by the beginning of the text.
 
 Rows needed, columns chosen (simple, complex, premium): {report.confusion}.
 
+Fitted from {len(report.seeds)} seeds, the head's kappa is {min(report.seeds):.3f} to {max(report.seeds):.3f}; the
+artefact is the first of them, not the best.
+
+{_groups("source", report.by_source)}
+
 {_groups("task", report.by_task)}
 
 {_groups("language", report.by_language)}

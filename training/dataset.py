@@ -20,7 +20,6 @@ from router_ml.types import TIERS, Tier
 from training.outcomes import read_outcomes
 
 STEM_CHARS = 90
-LABELLED = "labelled"
 _NOT_ALNUM = re.compile(r"[\W_]+")
 # An exam's options, from a line that announces them (or the first "A. ") to the end: users rarely write so.
 _OPTIONS = re.compile(r"\n(?:Options:|A[.)] ).*\Z", re.DOTALL)
@@ -74,12 +73,17 @@ def read_labelled(path: Path) -> tuple[Table, Table]:
     whoever labelled it) that it satisfies: 1 from the needed tier upwards where all agree.
 
     Raises:
-        InputError: a malformed row, an id twice or one prompt on both sides of the split, by file and line.
+        InputError: the file cannot be read; a malformed row, an id twice or one prompt on both sides of the split, by
+            file and line.
     """
     rows: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
     ids: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} cannot be read: {exc}") from exc
+    for number, line in enumerate(lines, 1):
         row = _labelled_row(line, f"{path}:{number}")
         if row["id"] in ids:
             raise InputError(f"{path}:{number}: id {row['id']!r} occurs twice")
@@ -100,6 +104,7 @@ def _labelled_row(line: str, where: str) -> dict[str, Any]:
         whole = prompt if isinstance(prompt, str) else "".join(str(message["content"]) for message in prompt)
         kept = {"id": row["id"], "text": judged_text(prompt), "whole": whole, "tier": tier, "labels": labels}
         kept |= {name: row[name] for name in ("task", "language", "split")}
+        kept["source"] = row.get("source", "labelled")
     except (ValueError, KeyError, TypeError) as exc:
         raise InputError(
             f"{where}: {exc!r}; a row has id, prompt or messages, task, language, tier, why, split"
@@ -116,8 +121,7 @@ def _labelled_table(rows: Iterable[dict[str, Any]], split: str) -> Table:
         [row["text"] for row in kept],
         np.array(success, dtype=float).reshape(-1, len(TIERS)),
         np.ones(len(kept)),
-        np.full(len(kept), LABELLED),
-        *(np.array([str(row[name]) for row in kept], dtype=str) for name in ("tier", "task", "language")),
+        *(np.array([str(row[name]) for row in kept], dtype=str) for name in ("source", "tier", "task", "language")),
     )
 
 

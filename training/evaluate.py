@@ -7,7 +7,7 @@ quality is each tier's success target. Routers are compared along their whole co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 
 from router_ml import pricing
 from router_ml.catalog import Catalog
+from router_ml.classifier import median_rank
 from router_ml.encoder import Vectors
 from router_ml.tokenizer import WordPieceTokenizer
 from router_ml.types import TIERS, Tier, Usage
@@ -54,7 +55,8 @@ _KEPT = (1.0, 0.98, 0.95)
 class Report:
     """Figures of one classifier on one table of held-out prompts; plain values, so that JSON holds all of it.
 
-    ``figures`` and ``intervals`` are of ``tier_metrics``; ``by_task`` and ``by_language`` the same of groups;
+    ``figures`` and ``intervals`` are of ``tier_metrics``; ``by_source``, ``by_task`` and ``by_language`` the same of
+    groups; ``seeds`` the kappa of the head fitted again from other seeds, the first being this one's;
     ``routing`` the cost-quality figures; ``curves`` the (cost in USD a prompt, quality) points of the router and of the
     baselines; ``beats`` the paired interval of the kappa's difference from each baseline.
     """
@@ -64,6 +66,8 @@ class Report:
     intervals: dict[str, tuple[float, float]]
     confusion: list[list[int]]
     calibration: dict[str, dict[str, float]]
+    seeds: list[float]
+    by_source: dict[str, dict[str, float]]
     by_task: dict[str, dict[str, float]]
     by_language: dict[str, dict[str, float]]
     baselines: dict[str, dict[str, float]]
@@ -93,9 +97,8 @@ def probabilities(success: Array) -> Array:
 
 
 def chosen(success: Array) -> Ranks:
-    """The most probable tier of success probabilities (n, 3), as ``Complexity.tier`` has it."""
-    needed: Ranks = probabilities(success).argmax(axis=1)
-    return needed
+    """The median tier of success probabilities (n, 3), as ``Complexity.tier`` has it."""
+    return median_rank(probabilities(success))
 
 
 def answer_costs(catalog: Catalog, tokenizer: WordPieceTokenizer, table: Table) -> Array:
@@ -112,11 +115,20 @@ def answer_costs(catalog: Catalog, tokenizer: WordPieceTokenizer, table: Table) 
     return np.array(columns).T
 
 
-def evaluate(success: Array, test: Table, cost_usd: Array, others: Mapping[str, Array], *, seed: int) -> Report:
+def evaluate(
+    success: Array,
+    test: Table,
+    cost_usd: Array,
+    others: Mapping[str, Array],
+    *,
+    seed: int,
+    reseeded: Sequence[Array] = (),
+) -> Report:
     """``success`` (n, 3) predicted for the labelled table ``test``; ``cost_usd`` (n, 3) of each tier's answer;
-    ``others``: each baseline's P(tier is needed) (n, 3), as ``baselines`` gives."""
+    ``others``: each baseline's P(tier is needed) (n, 3), as ``baselines`` gives; ``reseeded``: ``success`` of heads
+    that were fitted from other seeds."""
     needed, predicted = ranks(test.labels), chosen(success)
-    theirs = {name: p.argmax(axis=1) for name, p in others.items()}
+    theirs = {name: median_rank(p) for name, p in others.items()}
 
     def gain(name: str) -> Callable[[NDArray[np.intp]], float]:
         return lambda rows: kappa(needed[rows], predicted[rows]) - kappa(needed[rows], theirs[name][rows])
@@ -130,6 +142,8 @@ def evaluate(success: Array, test: Table, cost_usd: Array, others: Mapping[str, 
         intervals=bootstrap_each(lambda rows: tier_metrics(needed[rows], predicted[rows]), n, seed=seed),
         confusion=confusion(needed, predicted),
         calibration={tier.value: _calibration(success[:, tier.rank], test.success[:, tier.rank]) for tier in TIERS},
+        seeds=[figures["qwk"], *(kappa(needed, chosen(other)) for other in reseeded)],
+        by_source=_by(test.source, needed, predicted),
         by_task=_by(test.task, needed, predicted),
         by_language=_by(test.language, needed, predicted),
         baselines={name: tier_metrics(needed, theirs[name]) for name in others},

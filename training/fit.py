@@ -19,6 +19,7 @@ from router_ml.familiarity import distance
 from router_ml.types import TIERS
 from training.metrics import Array
 
+HIDDEN, PENALTY, MEMBERS = 64, 1.0, 16  # as chosen in training/LOG.md
 CENTRES = 32
 FEW = 200  # rows below which a tenth of them is too few to stop early on
 _CERTAIN = 6.0  # logit of a tier that never failed: 99.75 %
@@ -54,16 +55,12 @@ def fit_head(
 
 
 def calibrate(layers: Sequence[Layer], x: Vectors, success: Array) -> list[Layer]:
-    """Platt scaling per tier on held-out rows (Platt 1999), folded into the last layer: a * output + b is linear."""
+    """``platt`` per tier on held-out rows, folded into the last layer: a * output + b is linear."""
     outputs = forward(x, layers).astype(np.float64)
     weight, bias = (part.astype(np.float64) for part in layers[-1])
     for rank in range(len(TIERS)):
         seen = ~np.isnan(success[:, rank])
-        target = success[seen, rank]
-        if target.min() == target.max():
-            slope, shift = 0.0, _CERTAIN if target.all() else -_CERTAIN
-        else:
-            slope, shift = _platt(outputs[seen, rank], target)
+        slope, shift = platt(outputs[seen, rank], success[seen, rank])
         weight[rank], bias[rank] = slope * weight[rank], slope * bias[rank] + shift
     return [*layers[:-1], (weight.astype(np.float32), bias.astype(np.float32))]
 
@@ -75,8 +72,11 @@ def centres(x: Vectors, held: Vectors, *, seed: int) -> tuple[Vectors, Vectors]:
     return found, np.sort(distance(held, found)).astype(np.float32)
 
 
-def _platt(output: Array, target: Array) -> tuple[float, float]:
-    """A target of .7 is a success of weight .7 and a failure of weight .3."""
+def platt(output: Array, target: Array) -> tuple[float, float]:
+    """Slope and shift of the logit of success: Platt scaling (Platt 1999) of ``output`` (n,) to ``target`` (n,): .7
+    is a success of weight .7 and a failure of weight .3."""
+    if target.min() == target.max():
+        return 0.0, _CERTAIN if target.all() else -_CERTAIN
     x = np.concatenate([output, output])[:, None]
     y = np.repeat([1, 0], len(target))
     model = LogisticRegression(C=1e6, max_iter=1_000).fit(x, y, sample_weight=np.concatenate([target, 1 - target]))

@@ -25,8 +25,9 @@ from router_ml.encoder import StaticEncoder, Vectors
 from router_ml.errors import RouterError
 from router_ml.tokenizer import WordPieceTokenizer
 from router_ml.types import Tier
-from training.dataset import LABELLED, Table, join, outcome_table, read_labelled, stems_of
-from training.fit import fit_head
+from training.dataset import Table, join, outcome_table, read_labelled, stems_of
+from training.encoder import ALPHA, unseen
+from training.fit import HIDDEN, PENALTY, fit_head
 from training.metrics import Array, apgr, bootstrap
 
 SIZES = (0, 250, 1_000, 4_000)
@@ -62,7 +63,9 @@ def learning_curves(args: argparse.Namespace) -> dict[str, Any]:
     labelled, _ = read_labelled(args.prompts)
     outcomes, _ = outcome_table(args.outcomes, exclude=stems_of(args.exclude))
     table = join([labelled, outcomes])
-    x = encoder.encode(table.texts)
+    x = np.vstack(
+        [unseen(encoder, labelled, labelled.stems, alpha=ALPHA, seed=args.seed), encoder.encode(outcomes.texts)]
+    )
     rng = np.random.default_rng(args.seed)
     curves: dict[str, Any] = {}
     for source in sorted(set(outcomes.source)):
@@ -75,7 +78,13 @@ def learning_curves(args: argparse.Namespace) -> dict[str, Any]:
             weight = _weights(table, source, own[:size])
             kept = np.flatnonzero(weight > 0)
             layers = fit_head(
-                x[kept], table.success[kept], weight[kept], hidden=64, alpha=1.0, members=args.members, seed=args.seed
+                x[kept],
+                table.success[kept],
+                weight[kept],
+                hidden=HIDDEN,
+                alpha=PENALTY,
+                members=args.members,
+                seed=args.seed,
             )
             seconds = time.monotonic() - started
             steps[str(size)] = {**_scored(layers, x[held], table.success[held], args.seed), "seconds": seconds}
@@ -85,7 +94,8 @@ def learning_curves(args: argparse.Namespace) -> dict[str, Any]:
 
 def _weights(table: Table, source: str, own: Any) -> Array:
     """1 a labelled prompt; the other sources together and the own prompts together a share of that."""
-    labelled, others = table.source == LABELLED, (table.source != LABELLED) & (table.source != source)
+    labelled = table.labels != ""
+    others = ~labelled & (table.source != source)
     weight: Array = labelled.astype(float)
     weight[others] = table.weight[others] * _OTHERS_WEIGHT * labelled.sum() / table.weight[others].sum()
     weight[own] = min(1.0, _OWN_WEIGHT * labelled.sum() / max(1, len(own)))

@@ -20,24 +20,23 @@ import numpy as np
 from router_ml import registry
 from router_ml.catalog import Catalog
 from router_ml.classifier import ComplexityClassifier, Layer, forward, success_of
-from router_ml.encoder import StaticEncoder, Vectors, quantised
+from router_ml.encoder import StaticEncoder
 from router_ml.errors import ArtefactError, InputError, RouterError
 from router_ml.familiarity import Familiarity
-from router_ml.surface import FEATURES
 from router_ml.tokenizer import WordPieceTokenizer
 from router_ml.types import TIERS
-from training import card, lexicon
+from training import card
 from training.courtesy import polite
 from training.dataset import Table, join, ledger_table, outcome_table, read_labelled, stems_of
-from training.distill import Teacher, packaged, token_vectors
+from training.distill import Teacher, packaged
+from training.encoder import ALPHA, DIMENSIONS, train_encoder, unseen
 from training.evaluate import Report, answer_costs, baselines, chosen, evaluate, ranks
-from training.fit import calibrate, centres, fit_head
-from training.metrics import tier_metrics
+from training.fit import HIDDEN, MEMBERS, PENALTY, calibrate, centres, fit_head
+from training.metrics import Array, tier_metrics
 from training.outcomes import read_tiers
 
 MAX_ONE_TIER = 0.95
 QWK_SLACK = 0.02
-MEANING_SCALE = 2.0  # the many coordinates of meaning together count about as much as the few other features
 MIN_PROMPTS = 30  # labelled ones to fit; below it nothing can be learned that holds
 
 
@@ -65,33 +64,38 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
     teacher = Teacher(args.teacher, args.cache)
     if args.head_only:
         encoder, tensors, tokenizer = _current_encoder(args.out)
-        x = encoder.encode(fit.texts)
+        x = unseen(encoder, fit, groups, alpha=args.alpha, seed=args.seed)
     else:
         encoder, tensors, tokenizer, x = train_encoder(
-            teacher, fit, groups, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
+            _tuned(teacher, fit, args), fit, groups, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
         )
-    layers = fit_head(
-        x, fit.success, fit.weight, hidden=args.hidden, alpha=args.penalty, members=args.members, seed=args.seed
-    )
     labelled = fit.labels != ""
-    x_held = encoder.encode(held.texts)
-    layers = calibrate(layers, x_held, held.success)
+    x_held, x_test = encoder.encode(held.texts), encoder.encode(test.texts)
     middles, distances = centres(x[labelled], x_held, seed=args.seed)
     familiar = Familiarity(middles, distances, held.success.mean(axis=0))
-    x_test = encoder.encode(test.texts)
-    success = familiar.drawn(success_of(forward(x_test, layers)), familiar.of(x_test))
+
+    def head(seed: int) -> tuple[list[Layer], Array]:
+        layers = fit_head(
+            x, fit.success, fit.weight, hidden=args.hidden, alpha=args.penalty, members=args.members, seed=seed
+        )
+        layers = calibrate(layers, x_held, held.success)
+        return layers, familiar.drawn(success_of(forward(x_test, layers)), familiar.of(x_test))
+
+    layers, success = head(args.seed)
     costs = answer_costs(Catalog.load(), encoder.tokenizer, test)
     plain = np.arange(len(fit)) < len(groups) - len(originals)
     others = baselines(join([fit.rows(labelled & plain), held]), test, teacher.encode, seed=args.seed)
-    report = evaluate(success, test, costs, others, seed=args.seed)
-    head = _head(layers, held, success_of(forward(x_held, layers)), encoder)
-    head |= {"familiarity.centres": middles, "familiarity.distances": distances}
+    reseeded = [head(args.seed + number * args.members)[1] for number in range(1, args.seeds)]
+    report = evaluate(success, test, costs, others, seed=args.seed, reseeded=reseeded)
+    tensors_of_head = _head(layers, held, success_of(forward(x_held, layers)), encoder)
+    tensors_of_head |= {"familiarity.centres": middles, "familiarity.distances": distances}
     facts = {
         "name": "router_ml default",
-        "version": _digest(tensors, head, tokenizer),
+        "version": _digest(tensors, tensors_of_head, tokenizer),
         "teacher": {"name": teacher.name, "sha256": teacher.fingerprint},
         "settings": {
-            name: getattr(args, name) for name in ("seed", "dimensions", "alpha", "hidden", "penalty", "members")
+            name: getattr(args, name)
+            for name in ("seed", "finetune", "dimensions", "alpha", "hidden", "penalty", "members")
         },
         "training_data": lines,
         "held_out": asdict(report),
@@ -99,7 +103,7 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
     if not args.force:
         _gate(report, args.out, test)
     text = card.markdown(facts, report)
-    registry.write(args.out, card=facts, encoder=tensors, head=head, tokenizer=tokenizer, readme=text)
+    registry.write(args.out, card=facts, encoder=tensors, head=tensors_of_head, tokenizer=tokenizer, readme=text)
     print(f"trained in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return report, text
 
@@ -131,26 +135,12 @@ def read(args: argparse.Namespace) -> tuple[Table, Table, Table, list[str]]:
     return join([fit, outcomes, judged]), held, test, lines
 
 
-def train_encoder(
-    teacher: Teacher, fit: Table, groups: Sequence[str], *, dimensions: int, alpha: float, seed: int
-) -> tuple[StaticEncoder, dict[str, Any], bytes, Vectors]:
-    """The encoder as it will be read back, its tensors, its tokenizer.json, and the features (n, f) of ``fit``, the
-    lexicon's part of them out of fold."""
-    document = teacher.tokenizer_json()
-    tokenizer = WordPieceTokenizer.from_json(document)
-    vectors = token_vectors(teacher, tokenizer, fit.texts, dimensions=dimensions, seed=seed)
-    occurrences = lexicon.counts(tokenizer, fit.texts)
-    words = lexicon.fit(occurrences, fit.success, fit.weight, alpha=alpha, seed=seed)
-    said = lexicon.out_of_fold(occurrences, fit.success, fit.weight, groups, alpha=alpha, seed=seed)
-    parts = {"vectors": vectors, "words": words.words, "pairs": words.pairs, "bias": words.bias}
-    raw = StaticEncoder.unscaled(tokenizer, **parts).raw(fit.texts)
-    raw[:, : len(TIERS)] = said
-    scale = np.maximum(raw.std(axis=0), 1e-6)
-    scale[len(TIERS) + FEATURES :] *= MEANING_SCALE
-    parts |= {"mean": raw.mean(axis=0), "scale": scale}
-    tensors = quantised(parts)
-    encoder = StaticEncoder.from_tensors(tokenizer, tensors)
-    return encoder, tensors, document.encode(), encoder.standardised(raw)
+def _tuned(teacher: Teacher, fit: Table, args: argparse.Namespace) -> Teacher:
+    if not args.finetune:
+        return teacher
+    from training.finetune import finetuned
+
+    return finetuned(teacher, fit, epochs=args.finetune, seed=args.seed, cache=args.cache)
 
 
 def _current_encoder(path: Path) -> tuple[StaticEncoder, dict[str, Any], bytes]:
@@ -220,12 +210,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", default=packaged(), help="sentence-transformers model name or folder")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of the embedding cache")
     parser.add_argument("--head-only", action="store_true", help="keep the encoder in place and refit the head alone")
-    parser.add_argument("--dimensions", type=int, default=64, help="of the token vectors")
-    parser.add_argument("--alpha", type=float, default=1.5, help="ridge penalty of the lexicon")
-    parser.add_argument("--hidden", type=int, default=64, help="hidden units of a member of the head")
-    parser.add_argument("--penalty", type=float, default=1.0, help="L2 penalty of the head")
-    parser.add_argument("--members", type=int, default=16, help="networks averaged in the head")
+    parser.add_argument("--finetune", type=int, default=0, help="epochs to fine-tune the teacher for before distilling")
+    parser.add_argument("--dimensions", type=int, default=DIMENSIONS, help="of the token vectors")
+    parser.add_argument("--alpha", type=float, default=ALPHA, help="ridge penalty of the lexicon")
+    parser.add_argument("--hidden", type=int, default=HIDDEN, help="hidden units of a member of the head")
+    parser.add_argument("--penalty", type=float, default=PENALTY, help="L2 penalty of the head")
+    parser.add_argument("--members", type=int, default=MEMBERS, help="networks averaged in the head")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="heads to fit from other seeds for the report, this one too"
+    )
     parser.add_argument("--force", action="store_true", help="write even a worse candidate")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args(argv)
