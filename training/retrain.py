@@ -60,14 +60,15 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
     copies, originals = polite(fit, seed=args.seed)
     stems = fit.stems
     groups = [*stems, *(stems[row] for row in originals)]
-    fit = join([fit, copies])
     teacher = Teacher(args.teacher, args.cache)
+    written, fit = fit, join([fit, copies])
     if args.head_only:
         encoder, tensors, tokenizer = _current_encoder(args.out)
         x = unseen(encoder, fit, groups, alpha=args.alpha, seed=args.seed)
     else:
+        tuned = _tuned(teacher, written, args)
         encoder, tensors, tokenizer, x = train_encoder(
-            _tuned(teacher, fit, args), fit, groups, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
+            tuned, fit, groups, dimensions=args.dimensions, alpha=args.alpha, seed=args.seed
         )
     labelled = fit.labels != ""
     x_held, x_test = encoder.encode(held.texts), encoder.encode(test.texts)
@@ -210,7 +211,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", default=packaged(), help="sentence-transformers model name or folder")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of the embedding cache")
     parser.add_argument("--head-only", action="store_true", help="keep the encoder in place and refit the head alone")
-    parser.add_argument("--finetune", type=int, default=0, help="epochs to fine-tune the teacher for before distilling")
+    parser.add_argument("--finetune", type=int, default=2, help="epochs of fine-tuning the teacher (0: none)")
     parser.add_argument("--dimensions", type=int, default=DIMENSIONS, help="of the token vectors")
     parser.add_argument("--alpha", type=float, default=ALPHA, help="ridge penalty of the lexicon")
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="hidden units of a member of the head")
