@@ -138,7 +138,7 @@ def _semantic_router(materials: Materials) -> Scorer:
     return score
 
 
-def _preference(choices: Sequence[Any]) -> float:
+def _preference(choices: Any) -> float:
     similarity = {choice.name: float(choice.confidence) for choice in choices}
     return similarity[Tier.PREMIUM] - similarity[Tier.SIMPLE]
 
