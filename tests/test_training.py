@@ -1,6 +1,7 @@
 """Training for real on tiny data: the MiniLM teacher from its wheel, distilled, fitted, written and loaded."""
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,6 +186,14 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text('m = "huge"')
     with pytest.raises(InputError, match="'m' = 'huge'"):
         read_tiers(tmp_path / "t.toml")
+
+
+def test_a_folder_without_the_package_for_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"needs the package 'datasets' \(pip install 'router-ml\[hub\]'\)"):
+        read_outcomes(tmp_path)
 
 
 def test_a_ledger_teaches_the_tier_that_answered(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """RouteLLM's benchmark: how well a score of a prompt says that the strong model is worth calling.
 
-python -m training.benchmark --routellm benchmark_routellm.parquet
+python -m training.benchmark --routellm benchmark_routellm.parquet [--outcomes FILE ...] [--arms NAME ...]
 
 The answers of GPT-4-1106 and Mixtral-8x7B to MT-Bench, MMLU and GSM8K, as graded by RouteLLM (arXiv 2406.18665).
 Nothing of it is trained on: ``training.retrain --exclude`` drops its prompts. MT-Bench is decided on the first turn and
-scored by the mean of both, 80 items.
+scored by the mean of both, 80 items. Other people's routers stand beside ours where their packages are installed
+(``training/rivals.py``), and those that are not are named.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ import pandas as pd
 from router_ml.classifier import ComplexityClassifier
 from router_ml.errors import InputError, RouterError
 from training.metrics import Array, apgr, bootstrap, cpt
-
-Scorer = Callable[[list[str]], Array]
+from training.rivals import RIVALS, Materials, Scorer, make_arms
 
 # The best of RouteLLM's published routers on each set: (CPT50, CPT80, APGR).
 PUBLISHED = {
@@ -31,6 +31,7 @@ PUBLISHED = {
     "MMLU": (0.354, 0.716, 0.603),
     "GSM8K": (0.336, 0.633, 0.622),
 }
+OURS = ("router_ml", "length")
 _MODELS = ("weak", "strong")
 
 
@@ -39,16 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.benchmark", description=__doc__)
     parser.add_argument("--routellm", type=Path, required=True, help="benchmark_routellm.parquet")
     parser.add_argument("--artefact", type=Path, help="the classifier's folder (default: the packaged one)")
+    parser.add_argument("--arms", nargs="+", choices=[*OURS, *RIVALS], help="these alone (default: all there are)")
+    parser.add_argument("--outcomes", type=Path, nargs="+", default=[], help="outcome files, for arms that are trained")
+    parser.add_argument(
+        "--prompts", type=Path, default=Path("data/prompts.jsonl"), help="labelled, for example prompts"
+    )
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of the embedding cache")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     try:
-        classifier = ComplexityClassifier.load(args.artefact)
-        results = run(read_routellm(args.routellm), arms(classifier), seed=args.seed)
+        sets = read_routellm(args.routellm)
+        ours = arms(ComplexityClassifier.load(args.artefact))
+        theirs, absent = make_arms(
+            args.arms, Materials(args.routellm, args.outcomes, args.prompts, args.cache, args.seed)
+        )
+        scorers = {name: arm for name, arm in (ours | theirs).items() if not args.arms or name in args.arms}
+        results = run(sets, scorers, seed=args.seed)
     except RouterError as exc:
         print(f"benchmark: {exc}", file=sys.stderr)
         return 1
-    print(json.dumps(results, indent=2) if args.json else markdown(results))
+    print(json.dumps(results | {"absent": absent}, indent=2) if args.json else markdown(results, absent))
     return 0
 
 
@@ -118,8 +130,8 @@ def run(sets: dict[str, tuple[list[str], Array]], scorers: dict[str, Scorer], *,
 _FIGURES = ("cpt50", "cpt80", "apgr")
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """A table, a row per set and arm."""
+def markdown(results: dict[str, Any], absent: Mapping[str, str]) -> str:
+    """A table, a row per set and arm, and a line for each arm that is absent, with the reason."""
     lines = ["| set | router | CPT50 | CPT80 | APGR | 95 % interval |", "|---|---|---|---|---|---|"]
     for name, rows in results.items():
         for arm, row in rows.items():
@@ -131,7 +143,7 @@ def markdown(results: dict[str, Any]) -> str:
                 f"| {name} ({rows['prompts']}) | {arm} | {row['cpt50']:.1%} | {row['cpt80']:.1%} "
                 f"| {row['apgr']:.3f} | {interval} |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if absent else []), *(f"{name}: {reason}" for name, reason in absent.items())])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Outcome files in the forms people have them -> one long frame: source, task, prompt, tier, score.
 
-Read by ending: Parquet, CSV, JSON lines, or a folder written by Hugging Face ``datasets.save_to_disk``. Long form has
-a row per prompt and model (``prompt``, ``score``, and ``tier`` or ``model``); wide form, as RouterBench's, a row per
-prompt with a score column per model. A map of models to tiers says what ``model`` or the score columns stand for.
+Read by ending: Parquet, CSV, JSON lines, or a folder that Hugging Face ``datasets`` (extra ``hub``) saved to disk: a
+Dataset, or all splits of a DatasetDict. Long form has a row per prompt and model (``prompt``, ``score``, and ``tier``
+or ``model``); wide form, as RouterBench's, a row per prompt with a score column per model. A map of models to tiers
+says what ``model`` or the score columns stand for.
 """
 
 from __future__ import annotations
@@ -63,12 +64,7 @@ def read_tiers(path: Path) -> dict[str, Tier]:
 def _read(path: Path) -> pd.DataFrame:
     try:
         if path.is_dir():
-            from datasets import load_from_disk
-
-            loaded = load_from_disk(str(path))
-            parts = [loaded[name] for name in loaded] if hasattr(loaded, "keys") else [loaded]
-            joined: pd.DataFrame = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
-            return joined
+            return _saved(path)
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix == ".csv":
@@ -76,10 +72,32 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix in (".jsonl", ".ndjson"):
             return pd.DataFrame(_json_lines(path))
     except ImportError as exc:
-        raise InputError(f"{path} is a folder: reading it needs the package {exc.name!r}") from exc
-    except (OSError, ValueError) as exc:
+        raise InputError(
+            f"{path} is a folder: reading it needs the package {exc.name!r} (pip install 'router-ml[hub]')"
+        ) from exc
+    except (OSError, ValueError, KeyError) as exc:
         raise InputError(f"{path} cannot be read: {exc}") from exc
     raise InputError(f"{path}: outcome files end in .parquet, .csv or .jsonl, or are folders of Hugging Face datasets")
+
+
+def _saved(folder: Path) -> pd.DataFrame:
+    """A saved Dataset, or all splits of a saved DatasetDict, with class labels as the names they stand for."""
+    from datasets import ClassLabel, DatasetDict, load_from_disk
+
+    loaded = load_from_disk(str(folder))
+    splits = dict(loaded) if isinstance(loaded, DatasetDict) else {"": loaded}
+    columns = dict.fromkeys(name for split in splits.values() for name in split.column_names)
+    frames = []
+    for name, split in splits.items():
+        if lacking := [column for column in columns if column not in split.column_names]:
+            raise InputError(f"{folder / name} has no column {lacking[0]!r}, which other splits have")
+        frame = split.to_pandas()
+        for column, feature in split.features.items():
+            if isinstance(feature, ClassLabel):
+                frame[column] = frame[column].map(dict(enumerate(feature.names)))
+        frames.append(frame)
+    joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return joined
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, object]]:
