@@ -31,7 +31,7 @@ def test_every_head_tells_apart_what_can_be_told_apart(name: str) -> None:
 
 def result(behind: float) -> Result:
     figures = {"qwk": 0.7 - behind, "macro_f1": 0.7, "catastrophic": 0.01}
-    return Result(figures, (0.6, 0.8), 0.02, (behind - 0.01, behind + 0.01), 1.0)
+    return Result(figures, {"s": 0.7}, (0.6, 0.8), 0.02, (behind - 0.01, behind + 0.01), 1.0)
 
 
 def test_the_simplest_head_within_noise_of_the_best_is_named() -> None:
@@ -49,6 +49,13 @@ def test_the_command_compares_heads_on_a_file_of_prompts(
     assert "| ridge |" in table
     assert "| kNN |" in table
     assert "The simplest within noise of the best:" in table
+
+
+def test_a_source_cannot_be_left_out_where_it_is_the_only_one(
+    prompts: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--prompts", str(prompts), "--cache", str(cache), "--leave-source-out"]) == 1
+    assert "only the source 'labelled'" in capsys.readouterr().err
 
 
 def test_a_missing_file_of_prompts_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

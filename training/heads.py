@@ -1,8 +1,9 @@
-"""Which head? The same features and folds for all of them: python -m training.heads
+"""Which head? The same features and folds for all of them: python -m training.heads [--leave-source-out]
 
-Cross-validated by stem on the training prompts of data/prompts.jsonl; the held-out ones are never looked at. The
-lexicon is fitted anew in every fold, and every head is calibrated per tier on prompts that it was not fitted on. A
-head is within noise of the best where the paired 95 % interval of the difference in kappa holds 0.
+Cross-validated by stem on the training prompts of data/prompts.jsonl, or with whole sources left out, which is what
+happens to a user's prompts; the held-out ones are never looked at. The lexicon is fitted anew in every fold, on the
+teacher as it comes (not fine-tuned), and every head is calibrated per tier on prompts that it was not fitted on. A head
+is within noise of the best where the paired 95 % interval of the difference in kappa holds 0.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from tqdm import tqdm
 
 from router_ml.classifier import forward
 from router_ml.encoder import Vectors
-from router_ml.errors import RouterError
+from router_ml.errors import InputError, RouterError
 from router_ml.types import TIERS
-from training.dataset import Table, read_labelled
+from training.dataset import Names, Table, read_labelled
 from training.distill import Teacher, packaged
 from training.encoder import ALPHA, DIMENSIONS, train_encoder
 from training.evaluate import chosen, ranks
@@ -48,9 +49,11 @@ CALIBRATION_SHARE = 7  # one in so many prompts of a fold's training part
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A head's figures over all folds. ``behind``: the interval of the best head's kappa less this one's."""
+    """A head's figures over all folds, and its kappa on each source. ``behind``: the interval of the best head's kappa
+    less this one's."""
 
     figures: dict[str, float]
+    by_source: dict[str, float]
     interval: tuple[float, float]
     ece: float
     behind: tuple[float, float]
@@ -125,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", default=packaged(), help="sentence-transformers model name or folder")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of the embedding cache")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--leave-source-out", action="store_true", help="a fold is a source")
     parser.add_argument("--heads", nargs="*", choices=HEADS, default=list(HEADS), help="some of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -132,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         table, _ = read_labelled(args.prompts)
         heads = {name: HEADS[name] for name in args.heads}
-        results = compare(table, heads, Teacher(args.teacher, args.cache), folds=args.folds, seed=args.seed)
+        groups = table.source if args.leave_source_out else np.array(table.stems)
+        results = compare(table, groups, heads, Teacher(args.teacher, args.cache), folds=args.folds, seed=args.seed)
     except RouterError as exc:
         print(f"heads: {exc}", file=sys.stderr)
         return 1
@@ -143,12 +148,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(table: Table, heads: Mapping[str, Fit], teacher: Teacher, *, folds: int, seed: int) -> dict[str, Result]:
-    """Every head on every fold of the labelled ``table``."""
-    stems = np.array(table.stems)
+def compare(
+    table: Table, groups: Names, heads: Mapping[str, Fit], teacher: Teacher, *, folds: int, seed: int
+) -> dict[str, Result]:
+    """Every head on every fold of the labelled ``table``; no group (n,) is in two folds. Raises InputError where there
+    are less than two groups."""
+    folds = min(folds, len(set(groups)))
+    if folds < 2:
+        raise InputError(f"only the source {groups[0]!r}: nothing to leave out")
     success = {name: np.empty(table.success.shape) for name in heads}
     seconds = dict.fromkeys(heads, 0.0)
-    for kept, left_out in GroupKFold(folds, shuffle=True, random_state=seed).split(stems, groups=stems):
+    for kept, left_out in GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups):
         held = np.arange(len(kept)) % CALIBRATION_SHARE == 0
         fit, middle, last = (_rows(table, rows) for rows in (kept[~held], kept[held], left_out))
         encoder, _, _, x = train_encoder(teacher, fit, fit.stems, dimensions=DIMENSIONS, alpha=ALPHA, seed=seed)
@@ -167,6 +177,7 @@ def compare(table: Table, heads: Mapping[str, Fit], teacher: Teacher, *, folds: 
         mine = theirs[name]
         return Result(
             tier_metrics(needed, mine),
+            {str(of): kappa(needed[table.source == of], mine[table.source == of]) for of in np.unique(table.source)},
             bootstrap(lambda rows: kappa(needed[rows], mine[rows]), len(needed), seed=seed),
             float(np.mean([ece(success[name][:, rank], table.success[:, rank]) for rank in range(len(TIERS))])),
             bootstrap(
@@ -198,13 +209,14 @@ def simplest(results: Mapping[str, Result]) -> str:
 def markdown(results: Mapping[str, Result]) -> str:
     """A row a head, and which one to keep."""
     lines = [
-        "| head | kappa | macro-F1 | catastrophic | ECE | the best is ahead by | fit |",
-        "|---|---|---|---|---|---|---|",
+        "| head | kappa | by source | macro-F1 | catastrophic | ECE | the best is ahead by | fit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         figures, (low, high), (less, more) = result.figures, result.interval, result.behind
+        parts = ", ".join(f"{source} {value:.3f}" for source, value in result.by_source.items())
         lines.append(
-            f"| {name} | {figures['qwk']:.3f} ({low:.3f} to {high:.3f}) | {figures['macro_f1']:.3f} "
+            f"| {name} | {figures['qwk']:.3f} ({low:.3f} to {high:.3f}) | {parts} | {figures['macro_f1']:.3f} "
             f"| {figures['catastrophic']:.1%} | {result.ece:.3f} | {less:.3f} to {more:.3f} | {result.fit_s:.1f} s |"
         )
     return "\n".join([*lines, "", f"The simplest within noise of the best: {simplest(results)}."])
