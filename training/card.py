@@ -24,8 +24,8 @@ def markdown(facts: Mapping[str, Any], report: Report) -> str:
     return f"""# Model card: {facts["name"]}, version {facts["version"]}
 
 Says of a prompt how likely a simple, complex or premium model is to answer it acceptably. A static encoder (token
-vectors distilled from {facts["teacher"]["name"]}, Apache-2.0; what tokens and pairs of tokens say of each tier; the
-look of the text) and an average of small networks, calibrated per tier. Numpy alone evaluates it. Code and labelled
+vectors distilled from {facts["teacher"]["name"]}, Apache-2.0, fine-tuned on the training prompts; what tokens, pairs
+and phrases of three say of each tier; the look of the text) and an average of small networks, calibrated per tier. Numpy alone evaluates it. Code and labelled
 prompts are Apache-2.0.
 
 Reproduce: `make retrain` (`python -m training.retrain`; {settings}). Trained on:
@@ -34,9 +34,11 @@ Reproduce: `make retrain` (`python -m training.retrain`; {settings}). Trained on
 ## Held-out labelled prompts
 
 {report.prompts} prompts that nothing was fitted on, 95 % bootstrap intervals. {_behind(report)}
-These figures are optimistic: kinds of features, sizes and the polite copies were chosen with an eye on these same
-prompts; the same writers wrote both splits; and siblings on one topic, asked at several tiers, can stand on both sides,
-as the split goes by the beginning of the text.
+Those of wave 1 are optimistic: most kinds of features, sizes and the polite copies were chosen with an eye on them; what
+came later was chosen by cross-validation on training prompts, and wave 2 was looked at once. On both, the same writers
+wrote both splits, and siblings on one topic, asked at several tiers, can stand on both sides, as the split goes by the
+beginning of the text. A source that was left out whole is judged much less well (`python -m training.heads
+--leave-source-out`; training/LOG.md).
 
 {_figures(report)}
 
