@@ -74,7 +74,8 @@ def test_outcomes_of_a_source_teach_the_source(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("".join(lines[::40]), encoding="utf-8")
     flags = ["--outcomes", tmp_path / "outcomes.parquet", "--prompts", tmp_path / "prompts.jsonl", "--members", 1]
     assert learning_curve.main([str(flag) for flag in [*flags, "--out", tmp_path / "curve.json"]]) == 0
-    curve = json.loads((tmp_path / "curve.json").read_text())["alpha"]["steps"]
-    assert set(curve) == {"0", "250"}
-    assert curve["250"]["apgr"] > curve["0"]["apgr"] + 0.05
-    assert curve["250"]["apgr"] > 0.65
+    curves = json.loads((tmp_path / "curve.json").read_text())
+    assert set(curves["alpha"]["steps"]) == {"0", "250"}
+    before, after = (np.mean([curve["steps"][size]["apgr"] for curve in curves.values()]) for size in ("0", "250"))
+    assert after > before + 0.05
+    assert after > 0.65

@@ -7,7 +7,7 @@ import numpy as np
 
 from training.dataset import Table
 
-SHARE = 0.3
+SHARE = 0.7
 _BEFORE = (
     "Hi, ",
     "Hi there! ",
