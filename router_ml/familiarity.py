@@ -4,7 +4,7 @@ probabilities half-way to the base rate, as what was learned may not hold there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,14 @@ class Familiarity:
     centres: Vectors
     distances: Vectors
     base: Array
+    _squares: Vectors = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_squares", squares(self.centres))  # once, not at every decision
 
     def of(self, x: Vectors) -> Array:
         """The share of calibration prompts farther out than each of ``x`` (n, f): 1 at a centre, 0 beyond them all."""
-        return 1.0 - np.searchsorted(self.distances, distance(x, self.centres)) / len(self.distances)
+        return 1.0 - np.searchsorted(self.distances, distance(x, self.centres, self._squares)) / len(self.distances)
 
     def drawn(self, success: Array, familiarity: Array) -> Array:
         """``success`` (n, 3), drawn towards the base rate where ``familiarity`` (n,) is below ``UNFAMILIAR``."""
@@ -38,8 +42,14 @@ class Familiarity:
         return drawn
 
 
-def distance(x: Vectors, centres: Vectors) -> Vectors:
-    """From the nearest of ``centres``, (n,)."""
-    squares = np.einsum("kf,kf->k", centres, centres) - 2.0 * (x @ centres.T)
-    nearest: Vectors = np.sqrt(np.maximum(np.einsum("nf,nf->n", x, x) + squares.min(axis=1), 0.0))
+def distance(x: Vectors, centres: Vectors, lengths: Vectors) -> Vectors:
+    """From the nearest of ``centres`` (k, f), whose ``squares`` are ``lengths`` (k,), to each of ``x`` (n, f): (n,)."""
+    apart = (lengths - 2.0 * (x @ centres.T)).min(axis=1)
+    nearest: Vectors = np.sqrt(np.maximum(squares(x) + apart, 0.0))
     return nearest
+
+
+def squares(x: Vectors) -> Vectors:
+    """Squared lengths (n,) of vectors (n, f)."""
+    found: Vectors = np.einsum("nf,nf->n", x, x)
+    return found

@@ -25,8 +25,8 @@ def markdown(facts: Mapping[str, Any], report: Report) -> str:
 
 Says of a prompt how likely a simple, complex or premium model is to answer it acceptably. A static encoder (token
 vectors distilled from {facts["teacher"]["name"]}, Apache-2.0, fine-tuned on the training prompts; what tokens, pairs
-and phrases of three say of each tier; the look of the text) and an average of small networks, calibrated per tier. Numpy alone evaluates it. Code and labelled
-prompts are Apache-2.0.
+and phrases of three say of each tier; the look of the text) and an average of small networks, calibrated per tier.
+Numpy alone evaluates it. Code and labelled prompts are Apache-2.0.
 
 Reproduce: `make retrain` (`python -m training.retrain`; {settings}). Trained on:
 {chr(10).join("- " + line for line in facts["training_data"])}
@@ -34,11 +34,12 @@ Reproduce: `make retrain` (`python -m training.retrain`; {settings}). Trained on
 ## Held-out labelled prompts
 
 {report.prompts} prompts that nothing was fitted on, 95 % bootstrap intervals. {_behind(report)}
-Those of wave 1 are optimistic: most kinds of features, sizes and the polite copies were chosen with an eye on them; what
-came later was chosen by cross-validation on training prompts, and wave 2 was looked at once. On both, the same writers
-wrote both splits, and siblings on one topic, asked at several tiers, can stand on both sides, as the split goes by the
-beginning of the text. A source that was left out whole is judged much less well (`python -m training.heads
---leave-source-out`; training/LOG.md).
+The shipped data has two sources, `wave 1` and `wave 2` (data/README.md). Figures of wave 1 are optimistic: most kinds
+of features and sizes were chosen with an eye on its held-out prompts. What came later was chosen by cross-validation on
+training prompts, but for the share of polite copies, which was raised after a look at how many held-out tiers courtesy
+changes. On both, the same writers wrote both splits, and siblings on one topic, asked at several tiers, can stand on
+both sides, as the split goes by the beginning of the text. A source that is left out whole is judged much less well
+(`python -m training.heads --leave-source-out`; training/LOG.md): expect that of your own prompts at first.
 
 {_figures(report)}
 

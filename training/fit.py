@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from router_ml.classifier import Layer, forward
 from router_ml.encoder import Vectors
-from router_ml.familiarity import distance
+from router_ml.familiarity import distance, squares
 from router_ml.types import TIERS
 from training.metrics import Array
 
 HIDDEN, PENALTY, MEMBERS = 64, 1.0, 16  # as chosen in training/LOG.md
 CENTRES = 32
 FEW = 200  # rows below which a tenth of them is too few to stop early on
+_NOTHING = 1e-12
 _CERTAIN = 6.0  # logit of a tier that never failed: 99.75 %
 
 
@@ -51,7 +52,13 @@ def fit_head(
             nets.append(net.fit(x, target, sample_weight=weight / weight.mean()))
     first = np.hstack([net.coefs_[0] for net in nets]).T, np.concatenate([net.intercepts_[0] for net in nets])
     last = np.vstack([net.coefs_[1] for net in nets]).T / members, np.mean([net.intercepts_[1] for net in nets], axis=0)
-    return [(weights.astype(np.float32), biases.astype(np.float32)) for weights, biases in (first, last)]
+    return [(_single(weights), biases.astype(np.float32)) for weights, biases in (first, last)]
+
+
+def _single(weights: Array) -> Vectors:
+    """In single precision, with 0 for what is next to nothing: the penalty leaves weights too small for normal numbers,
+    and processors take ten times as long over those."""
+    return np.where(np.abs(weights) < _NOTHING, 0.0, weights).astype(np.float32)
 
 
 def calibrate(layers: Sequence[Layer], x: Vectors, success: Array) -> list[Layer]:
@@ -69,7 +76,7 @@ def centres(x: Vectors, held: Vectors, *, seed: int) -> tuple[Vectors, Vectors]:
     """Centres (k, f) of the training features and the sorted distances (m,) of the calibration features from them."""
     means = MiniBatchKMeans(min(CENTRES, len(x)), n_init=3, random_state=seed).fit(x).cluster_centers_
     found = means.astype(np.float32)
-    return found, np.sort(distance(held, found)).astype(np.float32)
+    return found, np.sort(distance(held, found, squares(found))).astype(np.float32)
 
 
 def platt(output: Array, target: Array) -> tuple[float, float]:
