@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml import registry
-from router_ml.encoder import Encoder, StaticEncoder
+from router_ml.encoder import LEXICAL, Encoder, StaticEncoder
 from router_ml.errors import ArtefactError, InputError
 from router_ml.familiarity import Familiarity
 from router_ml.policy import Calibration
@@ -78,7 +78,7 @@ class ComplexityClassifier:
             raise ArtefactError(f"the artefact lacks a part: {exc}") from exc
         if not layers:
             raise ArtefactError("the artefact's head has no layers")
-        if centres.ndim != 2 or centres.shape[1] != encoder.features or not len(distances):
+        if centres.ndim != 2 or centres.shape[1] != encoder.features - LEXICAL or not len(distances):
             raise ArtefactError(f"familiarity centres of shape {centres.shape} for {encoder.features} features")
         familiarity = Familiarity(centres, distances, calibration.quality.mean(axis=0))
         return cls(

@@ -1,5 +1,6 @@
 """Is a prompt like what the classifier learned from? Its distance from the nearest of a few centres of the training
-prompts, as a share: how many of the calibration prompts lie farther out. Little familiarity draws the success
+prompts, as a share: how many of the calibration prompts lie farther out. What the lexicon says is left out of it: a
+clear case is not a strange one. Little familiarity draws the success
 probabilities half-way to the base rate, as what was learned may not hold there."""
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from router_ml.encoder import LEXICAL
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -18,8 +21,8 @@ _MOST_DRAWN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Familiarity:
-    """``centres`` (k, f) of the training features; ``distances`` (m,) of the calibration prompts, ascending; ``base``
-    (3,): mean success of each tier."""
+    """``centres`` (k, f - LEXICAL) of the training features but the lexical ones, which come first; ``distances`` (m,)
+    of the calibration prompts, ascending; ``base`` (3,): mean success of each tier."""
 
     centres: Vectors
     distances: Vectors
@@ -31,7 +34,8 @@ class Familiarity:
 
     def of(self, x: Vectors) -> Array:
         """The share of calibration prompts farther out than each of ``x`` (n, f): 1 at a centre, 0 beyond them all."""
-        return 1.0 - np.searchsorted(self.distances, distance(x, self.centres, self._squares)) / len(self.distances)
+        far = distance(x[:, LEXICAL:], self.centres, self._squares)
+        return 1.0 - np.searchsorted(self.distances, far) / len(self.distances)
 
     def drawn(self, success: Array, familiarity: Array) -> Array:
         """``success`` (n, 3), drawn towards the base rate where ``familiarity`` (n,) is below ``UNFAMILIAR``."""

@@ -155,7 +155,7 @@ def compare(
     are less than two groups."""
     folds = min(folds, len(set(groups)))
     if folds < 2:
-        raise InputError(f"only the source {groups[0]!r}: nothing to leave out")
+        raise InputError(f"only the source {str(groups[0])!r}: nothing to leave out")
     success = {name: np.empty(table.success.shape) for name in heads}
     seconds = dict.fromkeys(heads, 0.0)
     for kept, left_out in GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups):

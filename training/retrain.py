@@ -20,7 +20,7 @@ import numpy as np
 from router_ml import registry
 from router_ml.catalog import Catalog
 from router_ml.classifier import ComplexityClassifier, Layer, forward, success_of
-from router_ml.encoder import StaticEncoder
+from router_ml.encoder import LEXICAL, StaticEncoder
 from router_ml.errors import ArtefactError, InputError, RouterError
 from router_ml.familiarity import Familiarity
 from router_ml.tokenizer import WordPieceTokenizer
@@ -72,7 +72,7 @@ def retrain(args: argparse.Namespace) -> tuple[Report, str]:
         )
     labelled = fit.labels != ""
     x_held, x_test = encoder.encode(held.texts), encoder.encode(test.texts)
-    middles, distances = centres(x[labelled], x_held, seed=args.seed)
+    middles, distances = centres(x[labelled, LEXICAL:], x_held[:, LEXICAL:], seed=args.seed)
     familiar = Familiarity(middles, distances, held.success.mean(axis=0))
 
     def head(seed: int) -> tuple[list[Layer], Array]:
