@@ -86,19 +86,12 @@ class StaticEncoder:
         return cls(tokenizer, *(_restored(tensors, name) for name in _PARTS))
 
     @classmethod
-    def unscaled(
-        cls,
-        tokenizer: WordPieceTokenizer,
-        vectors: Vectors,
-        words: Vectors,
-        pairs: Vectors,
-        phrases: Vectors,
-        bias: Vectors,
-    ) -> StaticEncoder:
-        """One whose features are not standardised yet, to measure their mean and scale with ``raw``."""
+    def unscaled(cls, tokenizer: WordPieceTokenizer, vectors: Vectors, **lexicon: Vectors) -> StaticEncoder:
+        """One whose features are not standardised yet, to measure their mean and scale with ``raw``; ``lexicon``: the
+        constructor's ``words``, ``pairs``, ``phrases`` and ``bias``."""
         width = LEXICAL + FEATURES + 3 * vectors.shape[1]
         zeros, ones = np.zeros(width, dtype=np.float32), np.ones(width, dtype=np.float32)
-        return cls(tokenizer, vectors, words, pairs, phrases, bias, zeros, ones)
+        return cls(tokenizer, vectors, **lexicon, mean=zeros, scale=ones)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Standardised features of shape (len(texts), features)."""
